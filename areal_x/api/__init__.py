@@ -1,0 +1,1 @@
+"""Contracts of areal_x. Importing this package imports neither torch nor transformers."""

@@ -1,0 +1,233 @@
+"""Typed configuration of a run. Hydra composes ``configs/*.yaml`` against these dataclasses.
+
+Each field says what it means below itself. Whatever can be derived (number of groups, paths, seeds of roles) is a
+property, so nothing is said twice. Checks of values and combinations live in ``config_checks``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "AlgorithmConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "ObserveConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SamplingConfig",
+    "SFTConfig",
+    "TrainConfig",
+    "WorkflowConfig",
+]
+
+
+@dataclass
+class DataConfig:
+    path: str = "???"
+    """A JSON-lines, JSON, parquet or CSV file, a data set on the hub (``openai/gsm8k``), or ``arithmetic`` (made on the spot)."""
+    name: str | None = None
+    """Selects the built-in reward. Default: the hub's base name, or for a file called train, test or validation its folder's."""
+    split: str = "train"
+    """Split of a hub data set."""
+    subset: str | None = None
+    """Configuration of a hub data set (``main`` for gsm8k)."""
+    prompt_key: str = "prompt"
+    """Column that holds the prompt: text, or a list of chat messages. Rewards do not get it again."""
+    system_prompt: str | None = None
+    """Put before text prompts as a system message; needs a chat template."""
+    chat_template: bool = True
+    """Render text prompts as a user message through the tokenizer's chat template. False: the text itself is the prompt."""
+    eval_path: str | None = None
+    """Held-out data. Default: ``test`` beside ``train`` (file or split) when it exists, else no evaluation."""
+    limit: int | None = None
+    """Use only the first so many items."""
+    shuffle: bool = True
+    """Shuffle each epoch, from the run's seed."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a made data set (``arithmetic``: ``num_digits``, ``num_items``, ...)."""
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = None
+    """A directory in Hugging Face format or a hub name. None: ``init`` makes a new model."""
+    init: dict[str, Any] | None = None
+    """Make a randomly initialised model: ``architecture`` (``qwen3``), sizes, and ``tokenizer`` (``characters`` or ``bpe``)."""
+    dtype: str = "float32"
+    """``float32``, ``bfloat16`` or ``float16``."""
+    device: str = "auto"
+    """``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
+    trust_remote_code: bool = False
+
+
+@dataclass
+class SamplingConfig:
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: list[str] = field(default_factory=list)
+    stop_token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class WorkflowConfig:
+    path: str = "areal_x.workflow.rlvr:RLVRWorkflow"
+    """Dotted path (``package.module:Class``) or ``file.py:Class``."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of its constructor."""
+
+
+@dataclass
+class RewardConfig:
+    fn: str | None = None
+    """Built-in name, dotted path or ``file.py:function``. Default: selected by ``data.name``."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments bound to the reward function by name."""
+    timeout_seconds: float = 15.0
+    """Deadline of one call, from the start of the work."""
+    num_workers: int | None = None
+    """Worker processes for synchronous rewards. Default: one for each core, eight at most."""
+    memory_limit_gib: float = 4.0
+    """Address space that one worker may take."""
+    on_failure: str = "drop"
+    """``drop`` (out of baseline and loss), ``mask`` (in the group, not trained), ``raise`` or a number."""
+    max_failure_rate: float = 0.5
+    """The run stops with the first traceback when more than this share of the last ``failure_window`` scores failed."""
+    failure_window: int = 256
+
+
+@dataclass
+class RolloutConfig:
+    engine: str = "embedded"
+    """``embedded`` now; servers plug into the same contract."""
+    group_size: int = 8
+    """Samples of one prompt."""
+    max_staleness: int = 2
+    """No trained token is older than this many versions. 0 is exactly synchronous."""
+    max_concurrent: int | None = None
+    """Episodes in flight at most. Default: what the staleness bound admits."""
+    num_slots: int = 64
+    """Sequences that the embedded engine decodes at once."""
+    max_length: int = 1024
+    """Prompt and completion together, in tokens."""
+    num_threads: int = 1
+    """Threads of the embedded engine on a CPU."""
+    kv_on_update: str = "recompute"
+    """What happens to a request's prefix when weights change: ``recompute`` (exact) or ``keep``."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    filter: str | None = None
+    """Dotted path or ``file.py:function`` of ``(group) -> bool | str``: true keeps, false or a reason rejects."""
+    max_failures_in_a_row: int = 64
+    """So many failed episodes in a row stop the run."""
+    episode_timeout_seconds: float = 600.0
+    """One episode may take this long; then it fails as a time-out and its requests are cancelled."""
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = "grpo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    normalize_std: bool = True
+    """Divide a group's centred rewards by their standard deviation."""
+    decoupled: bool = True
+    """Clip around the proximal policy and weight by proximal / behaviour (decoupled PPO)."""
+    behaviour_weight_cap: float = 5.0
+    """Cap of that weight."""
+    kl_coefficient: float = 0.0
+    """KL to the reference model in the loss (k3); 0 keeps no reference."""
+    num_mini_batches: int = 1
+    """Optimiser steps per batch."""
+
+
+@dataclass
+class TrainConfig:
+    batch_size: int = 256
+    """Samples of one step; a multiple of ``rollout.group_size``."""
+    total_steps: int = 100
+    learning_rate: float = 1e-4
+    lr_schedule: str = "constant"
+    """``constant``, ``linear`` or ``cosine``; all after the warm-up."""
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384
+    """Real tokens of one forward and backward pass."""
+    logprob_chunk_tokens: int = 1024
+    """Rows of the ``[tokens, vocabulary]`` matrix that exist at once."""
+    num_threads: int = 1
+    """Threads of the trainer on a CPU."""
+
+
+@dataclass
+class SFTConfig:
+    enabled: bool = False
+    """Warm start by supervised fine-tuning before reinforcement learning."""
+    path: str | None = None
+    """Supervised data. Default: ``data.path``."""
+    completion_key: str = "completion"
+    """Column that holds the completion."""
+    steps: int = 100
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup_steps: int = 10
+    lr_schedule: str = "cosine"
+
+
+@dataclass
+class EvaluationConfig:
+    every_steps: int = 0
+    """0: before and after the run only."""
+    limit: int | None = 256
+    """Held-out items used."""
+    group_size: int = 1
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+
+
+@dataclass
+class ObserveConfig:
+    trajectories_per_step: int = 16
+    """Best, worst and random samples written to ``trajectories.jsonl`` each step; -1: all."""
+    tensorboard: bool = False
+    wandb: bool = False
+    wandb_project: str = "areal_x"
+    report: bool = True
+    progress: bool = True
+    """A live display where the terminal can show one."""
+
+
+@dataclass
+class ExperimentConfig:
+    name: str = "???"
+    seed: int = 1
+    runs_dir: str = "runs"
+    overwrite: bool = False
+    """Replace an earlier run of the same name; otherwise the run gets a numbered directory."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    workflow: WorkflowConfig = field(default_factory=WorkflowConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this run writes."""
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def groups_per_step(self) -> int:
+        """Prompts of one step."""
+        return self.train.batch_size // self.rollout.group_size

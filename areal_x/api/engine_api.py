@@ -1,0 +1,103 @@
+"""The contracts of inference engines, train engines and weight synchronisation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from areal_x.api.records import FloatArray, ModelRequest, ModelResponse, TrainBatch
+
+__all__ = ["EngineHealth", "Generator", "InferenceEngine", "TrainEngine", "WeightSync"]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """All that a workflow ever sees of an engine."""
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        """Sample one completion.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for a completion.
+            RequestError: the request is impossible (an id outside the vocabulary, a bad sampling parameter).
+            EngineDiedError: the engine's process ended.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """A snapshot of an inference engine. ``version`` is the weights' version that the next token will be sampled from."""
+
+    alive: bool
+    version: int
+    num_running: int
+    num_waiting: int
+    num_generated_tokens: int
+    busy_seconds: float = 0.0
+    """Seconds spent generating since the start."""
+    num_updates: int = 0
+
+
+class InferenceEngine(ABC):
+    """A generator with a life cycle. Cancelling ``agenerate`` frees the request's slot."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start the engine; return when it can generate."""
+
+    @abstractmethod
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        """See ``Generator.agenerate``."""
+
+    @abstractmethod
+    async def update_weights(self, version: int) -> None:
+        """Take the published weights of ``version``; return when every later token is sampled from them or newer ones."""
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Stop between two decode steps; requests in flight keep their state."""
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Go on after ``pause``."""
+
+    @abstractmethod
+    async def health(self) -> EngineHealth:
+        """Report progress; raises ``EngineDiedError`` when the engine is gone."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop the engine and free what it holds. Safe to call twice."""
+
+
+class TrainEngine(ABC):
+    """A policy that can be trained. ``version`` counts publications."""
+
+    version: int
+
+    @abstractmethod
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser step (or several mini-batches) on ``batch``; returns its metrics."""
+
+    @abstractmethod
+    def logprobs(self, batch: TrainBatch) -> FloatArray:
+        """Log-probability of each token of ``batch`` given those before it, float32 [N]; 0 at each sequence's first token."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the policy in Hugging Face format."""
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Read the policy's weights from a directory in Hugging Face format."""
+
+
+class WeightSync(Protocol):
+    """Moves the trainer's weights to the inference engines."""
+
+    async def publish(self, version: int) -> None:
+        """Return when every engine serves ``version``; requests in flight go on."""
+        ...

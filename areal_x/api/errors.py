@@ -1,0 +1,50 @@
+"""Errors that areal_x raises on purpose. Each message is one line that names the thing and the fix."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArealXError",
+    "ConfigError",
+    "DataError",
+    "EngineDiedError",
+    "EngineError",
+    "FailureBudgetError",
+    "PromptTooLongError",
+    "RequestError",
+]
+
+
+class ArealXError(Exception):
+    """Base of every error that areal_x raises on purpose; the command line shows it as one line, without a traceback."""
+
+
+class ConfigError(ArealXError):
+    """A configuration key, value or combination is wrong."""
+
+
+class DataError(ArealXError):
+    """A data set, one of its files or one of its lines is wrong."""
+
+
+class EngineError(ArealXError):
+    """An inference or train engine could not do what was asked."""
+
+
+class EngineDiedError(EngineError):
+    """An engine's process ended. ``tail`` holds the last lines that it printed."""
+
+    def __init__(self, message: str, tail: str = "") -> None:
+        super().__init__(message)
+        self.tail = tail
+
+
+class RequestError(EngineError):
+    """One generation request is impossible; other requests are not affected."""
+
+
+class PromptTooLongError(RequestError):
+    """A prompt leaves no room for a completion. The episode is rejected and counted, never truncated silently."""
+
+
+class FailureBudgetError(ArealXError):
+    """Too many episodes failed; the message carries the first traceback."""
