@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from areal_x.api.errors import RequestError
 from areal_x.api.records import FloatArray, ModelRequest, ModelResponse, TrainBatch
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EngineHealth", "Generator", "InferenceEngine", "TrainEngine", "WeightSync"]
 
@@ -52,6 +58,18 @@ class InferenceEngine(ABC):
     async def agenerate(self, request: ModelRequest) -> ModelResponse:
         """See ``Generator.agenerate``."""
 
+    async def agenerate_batch(self, requests: Sequence[ModelRequest]) -> list[ModelResponse | RequestError]:
+        """Sample one ordered batch; results in input order, impossible requests as errors in their place.
+
+        Synchronous runs send their work this way. An engine that repeats bitwise overrides it, so that the composition of
+        every forward pass depends on the batch alone; by default the requests run concurrently.
+        """
+        results = await asyncio.gather(*map(self.agenerate, requests), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, RequestError):
+                raise result
+        return [result for result in results if isinstance(result, ModelResponse | RequestError)]
+
     @abstractmethod
     async def update_weights(self, version: int) -> None:
         """Take the published weights of ``version``; return when every later token is sampled from them or newer ones."""
@@ -85,6 +103,10 @@ class TrainEngine(ABC):
     @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:
         """Log-probability of each token of ``batch`` given those before it, float32 [N]; 0 at each sequence's first token."""
+
+    @abstractmethod
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights to publish, under their Hugging Face names; tied ones once."""
 
     @abstractmethod
     def save(self, path: Path) -> None:
