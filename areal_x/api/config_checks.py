@@ -1,0 +1,305 @@
+"""Checks of a configuration's values and combinations, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from areal_x.api.config import ExperimentConfig, SamplingConfig
+from areal_x.api.errors import ConfigError
+
+__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config"]
+
+ENGINES = ("embedded",)
+"""Inference back ends that can be chosen."""
+MADE_DATA_SETS = ("arithmetic",)
+"""Data sets that are made on the spot, so that no file is looked for."""
+MODEL_INIT_KEYS = (
+    "architecture",
+    "head_dim",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_length",
+    "num_heads",
+    "num_kv_heads",
+    "num_layers",
+    "tie_word_embeddings",
+    "tokenizer",
+    "vocab_size",
+)
+"""Keys of ``model.init``."""
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+
+
+def check_config(config: ExperimentConfig) -> None:
+    """Raise for the first value or combination that cannot work.
+
+    Raises:
+        ConfigError: one line with the key, the value and what would be valid.
+    """
+    for check in _CHECKS:
+        check(config)
+
+
+def _fail(key: str, value: object, fix: str) -> ConfigError:
+    return ConfigError(f"{key}={value}: {fix}")
+
+
+def _at_least(key: str, value: float | None, bound: float) -> None:
+    if value is not None and not (math.isfinite(value) and value >= bound):
+        raise _fail(key, value, f"must be {bound:g} or more")
+
+
+def _above_zero(key: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise _fail(key, value, "must be above 0")
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise _fail(key, value, f"must be from {low:g} to {high:g}")
+
+
+def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    choices = sorted(choices)
+    if value in choices:
+        return
+    close = difflib.get_close_matches(value, choices, n=1)
+    raise _fail(key, value, f"did you mean {close[0]}?" if close else f"must be one of {', '.join(choices)}")
+
+
+def _check_run(config: ExperimentConfig) -> None:
+    name = config.name
+    if not name or name == "???":
+        raise _fail("name", name, "give the run a name")
+    if name in (".", "..") or any(sign in name for sign in "/\\\0\n"):
+        raise _fail("name", name, "the name becomes a folder, so it must not hold / or a line break")
+    if not 0 <= config.seed < 2**63:
+        raise _fail("seed", config.seed, "must be from 0 to 2**63 - 1")
+    _check_writable(Path(config.runs_dir))
+
+
+def _check_writable(runs_dir: Path) -> None:
+    """The nearest folder that exists must be one, and take new files."""
+    folder = runs_dir.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _fail("runs_dir", runs_dir, f"{folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _fail("runs_dir", runs_dir, f"{folder} cannot be written to")
+
+
+def _looks_like_file(path: str) -> bool:
+    """Whether ``data.path`` names a file rather than a data set on the hub."""
+    has_suffix = path.lower().endswith(_DATA_SUFFIXES)
+    return has_suffix or path.startswith((".", "/", "~", "\\")) or path.count("/") > 1 or Path(path).exists()
+
+
+def _check_data_file(key: str, value: str | None) -> None:
+    if value is None or value in MADE_DATA_SETS or not _looks_like_file(value) or ":" in value:
+        return
+    path = Path(value).expanduser()
+    if path.is_dir():
+        raise _fail(key, value, "is a folder; name a file in it")
+    if not path.exists():
+        raise _fail(key, value, "no such file")
+    if path.stat().st_size == 0:
+        raise _fail(key, value, "the file is empty")
+    if not os.access(path, os.R_OK):
+        raise _fail(key, value, "the file cannot be read")
+    if not path.name.lower().endswith(_DATA_SUFFIXES):
+        raise _fail(key, value, f"must end in one of {', '.join(_DATA_SUFFIXES)}")
+
+
+def _check_data(config: ExperimentConfig) -> None:
+    data = config.data
+    if data.path in ("", "???"):
+        raise _fail("data.path", data.path, "name a file, a data set on the hub, or arithmetic")
+    _check_data_file("data.path", data.path)
+    _check_data_file("data.eval_path", data.eval_path)
+    _check_data_file("sft.path", config.sft.path if config.sft.enabled else None)
+    _at_least("data.limit", data.limit, 1)
+    if not data.prompt_key:
+        raise _fail("data.prompt_key", repr(data.prompt_key), "name the column that holds the prompt")
+    if data.system_prompt is not None and not data.chat_template:
+        raise ConfigError("data.system_prompt needs data.chat_template=true: without a template there are no messages")
+
+
+def _check_model(config: ExperimentConfig) -> None:
+    model = config.model
+    if model.path is None and model.init is None:
+        raise ConfigError("model.path is not set; name a model, or set model.init to make a new one")
+    if model.path is not None and model.init is not None:
+        raise ConfigError(f"model.path={model.path}: model.init is set too; keep one of them (model.init=null)")
+    _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
+    if model.device not in ("auto", "cpu", "cuda") and not model.device.startswith("cuda:"):
+        _one_of("model.device", model.device, ("auto", "cpu", "cuda"))
+    if model.path is not None:
+        _check_model_directory(model.path)
+    for key, value in (model.init or {}).items():
+        _one_of("model.init key", str(key), MODEL_INIT_KEYS)
+        if isinstance(value, int) and not isinstance(value, bool):
+            _at_least(f"model.init.{key}", value, 1)
+    if model.init is not None:
+        _check_model_sizes(model.init)
+
+
+def _check_model_sizes(init: dict[str, object]) -> None:
+    _one_of("model.init.architecture", str(init.get("architecture", "qwen3")), ("qwen3",))
+    _one_of("model.init.tokenizer", str(init.get("tokenizer", "bpe")), ("bpe", "characters"))
+    heads, kv_heads = init.get("num_heads"), init.get("num_kv_heads")
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise _fail("model.init.num_kv_heads", kv_heads, f"must divide num_heads={heads}")
+
+
+def _check_model_directory(path: str) -> None:
+    directory = Path(path).expanduser()
+    if directory.is_file():
+        raise _fail("model.path", path, "is a file; name the folder that holds config.json")
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise _fail("model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format")
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or path.partition("/")[0] in ("models", "runs"):
+        raise _fail("model.path", path, "no such folder; make a small model with areal-x init-model")
+
+
+def _check_sampling(key: str, sampling: SamplingConfig, training: bool) -> None:
+    _at_least(f"{key}.max_new_tokens", sampling.max_new_tokens, 1)
+    _at_least(f"{key}.temperature", sampling.temperature, 0)
+    if training and sampling.temperature == 0:
+        raise _fail(f"{key}.temperature", 0, "greedy samples of a prompt are all alike; training needs it above 0")
+    if not 0 < sampling.top_p <= 1:
+        raise _fail(f"{key}.top_p", sampling.top_p, "must be above 0 and at most 1")
+    _at_least(f"{key}.top_k", sampling.top_k, 0)
+    if any(not text for text in sampling.stop):
+        raise _fail(f"{key}.stop", sampling.stop, "a stop string must not be empty")
+    if any(token < 0 for token in sampling.stop_token_ids):
+        raise _fail(f"{key}.stop_token_ids", sampling.stop_token_ids, "token ids must be 0 or more")
+
+
+def _check_rollout(config: ExperimentConfig) -> None:
+    rollout = config.rollout
+    _one_of("rollout.engine", rollout.engine, ENGINES)
+    _one_of("rollout.kv_on_update", rollout.kv_on_update, ("recompute", "keep"))
+    for name in ("group_size", "num_slots", "num_threads", "max_failures_in_a_row"):
+        _at_least(f"rollout.{name}", getattr(rollout, name), 1)
+    _at_least("rollout.max_staleness", rollout.max_staleness, 0)
+    _at_least("rollout.max_length", rollout.max_length, 2)
+    _at_least("rollout.max_concurrent", rollout.max_concurrent, 1)
+    _above_zero("rollout.episode_timeout_seconds", rollout.episode_timeout_seconds)
+    _check_sampling("rollout.sampling", rollout.sampling, training=True)
+    if rollout.sampling.max_new_tokens >= rollout.max_length:
+        raise _fail(
+            "rollout.sampling.max_new_tokens",
+            rollout.sampling.max_new_tokens,
+            f"leaves no room for a prompt in rollout.max_length={rollout.max_length}",
+        )
+    if rollout.max_concurrent is not None and rollout.max_concurrent < rollout.group_size:
+        raise _fail("rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}")
+    _check_reference("rollout.filter", rollout.filter)
+
+
+def _check_reference(key: str, value: str | None) -> None:
+    """A ``package.module:name``, ``package.module.name`` or ``file.py:name`` that is a file must exist and name something."""
+    if value is None or ".py" not in value:
+        return
+    file, _, name = value.partition(":")
+    if not name:
+        raise _fail(key, value, f"write {file}:NAME, with the name of what to take from the file")
+    if not Path(file).expanduser().is_file():
+        raise _fail(key, value, f"no such file: {file}")
+
+
+def _check_reward(config: ExperimentConfig) -> None:
+    reward = config.reward
+    _above_zero("reward.timeout_seconds", reward.timeout_seconds)
+    _at_least("reward.num_workers", reward.num_workers, 1)
+    _above_zero("reward.memory_limit_gib", reward.memory_limit_gib)
+    _within("reward.max_failure_rate", reward.max_failure_rate, 0, 1)
+    _at_least("reward.failure_window", reward.failure_window, 1)
+    _check_reference("reward.fn", reward.fn)
+    _check_reference("workflow.path", config.workflow.path)
+    if reward.on_failure not in ("drop", "mask", "raise"):
+        try:
+            finite = math.isfinite(float(reward.on_failure))
+        except ValueError:
+            finite = False
+        if not finite:
+            raise _fail("reward.on_failure", reward.on_failure, "must be drop, mask, raise or a number")
+
+
+def _check_algorithm(config: ExperimentConfig) -> None:
+    algorithm = config.algorithm
+    _one_of("algorithm.name", algorithm.name, ("grpo",))
+    _within("algorithm.clip_low", algorithm.clip_low, 0, 1)
+    _at_least("algorithm.clip_high", algorithm.clip_high, 0)
+    _at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)
+    _at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
+    _at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
+    if config.rollout.group_size == 1:
+        raise _fail(
+            "rollout.group_size", 1, "a group of one has no baseline: its advantage is always 0; use 2 or more samples"
+        )
+    if algorithm.num_mini_batches > config.groups_per_step:
+        raise _fail(
+            "algorithm.num_mini_batches",
+            algorithm.num_mini_batches,
+            f"a step has only {config.groups_per_step} groups (train.batch_size / rollout.group_size)",
+        )
+
+
+def _check_train(config: ExperimentConfig) -> None:
+    train, group_size = config.train, config.rollout.group_size
+    _at_least("train.batch_size", train.batch_size, 1)
+    if train.batch_size % group_size:
+        near = max(group_size, round(train.batch_size / group_size) * group_size)
+        raise _fail(
+            "train.batch_size", train.batch_size, f"must be a multiple of rollout.group_size={group_size}, such as {near}"
+        )
+    _at_least("train.total_steps", train.total_steps, 0)
+    _at_least("train.learning_rate", train.learning_rate, 0)
+    _one_of("train.lr_schedule", train.lr_schedule, ("constant", "cosine", "linear"))
+    _at_least("train.warmup_steps", train.warmup_steps, 0)
+    _within("train.min_lr_ratio", train.min_lr_ratio, 0, 1)
+    _at_least("train.weight_decay", train.weight_decay, 0)
+    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+        raise _fail("train.betas", train.betas, "must be two numbers, each from 0 to below 1")
+    _above_zero("train.max_grad_norm", train.max_grad_norm)
+    for name in ("micro_batch_tokens", "logprob_chunk_tokens", "num_threads"):
+        _at_least(f"train.{name}", getattr(train, name), 1)
+
+
+def _check_sft(config: ExperimentConfig) -> None:
+    sft = config.sft
+    _at_least("sft.steps", sft.steps, 0)
+    _at_least("sft.batch_size", sft.batch_size, 1)
+    _at_least("sft.learning_rate", sft.learning_rate, 0)
+    _at_least("sft.warmup_steps", sft.warmup_steps, 0)
+    _one_of("sft.lr_schedule", sft.lr_schedule, ("constant", "cosine", "linear"))
+
+
+def _check_evaluation(config: ExperimentConfig) -> None:
+    evaluation = config.evaluation
+    _at_least("evaluation.every_steps", evaluation.every_steps, 0)
+    _at_least("evaluation.limit", evaluation.limit, 1)
+    _at_least("evaluation.group_size", evaluation.group_size, 1)
+    _check_sampling("evaluation.sampling", evaluation.sampling, training=False)
+    _at_least("observe.trajectories_per_step", config.observe.trajectories_per_step, -1)
+
+
+_CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
+    _check_run,
+    _check_train,
+    _check_rollout,
+    _check_algorithm,
+    _check_data,
+    _check_model,
+    _check_reward,
+    _check_sft,
+    _check_evaluation,
+)
