@@ -1,0 +1,71 @@
+r"""Compares two LaTeX answers with Math-Verify, after refusing what could keep it busy for minutes.
+
+Only short answers made of a few known commands get there. ``9^{9^{9^{9}}}``, ``10000000!``, ``\sum``, ``\int`` and
+``\binom`` of anything, deep nesting and long digit strings are refused before parsing: a verdict, not a failure, since
+the model's own text asked for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+
+__all__ = ["equal_latex", "refusal"]
+
+MAX_ANSWER_LENGTH = 200
+MAX_DEPTH = 8
+MAX_DIGITS = 15
+MAX_TOTAL_EXPONENT = 200
+"""Bound on the product of all exponents: powers of powers multiply, and Python prints no integer above 4,300 digits."""
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_DIGIT_RUN = re.compile(r"\d+")
+_POWER = re.compile(r"\^|\*\*")
+_EXPONENT = re.compile(
+    r"(?:\^|\*\*)\s*(?:\{\s*-?(\d{1,3}|[a-z]|\\circ|\\frac\{\d\}\{\d\})\s*\}|(\d|[a-z]|\\circ))(?!\d|\s*(?:\^|\*\*))"
+)
+_KNOWN_COMMANDS = frozenset(
+    "frac dfrac tfrac sqrt times cdot div pm text mathrm mbox textbf mathbf left right pi circ degree "
+    "alpha beta theta infty cup cap leq geq le ge neq in quad sin cos tan log ln".split()
+)
+
+
+def refusal(answer: str) -> str | None:
+    """Why ``answer`` is not given to Math-Verify, in one word; ``None`` if it may be."""
+    if len(answer) > MAX_ANSWER_LENGTH:
+        return "too_long"
+    if any(len(run) > MAX_DIGITS for run in _DIGIT_RUN.findall(answer)):
+        return "too_many_digits"
+    if "!" in answer.replace("\\!", "") or any(
+        c not in _KNOWN_COMMANDS for c in _COMMAND.findall(answer)
+    ):
+        return "unsupported_operation"
+    exponents = [braced or bare for braced, bare in _EXPONENT.findall(answer)]
+    total = math.prod(int(exponent) for exponent in exponents if exponent.isdecimal())
+    if len(exponents) != len(_POWER.findall(answer)) or total > MAX_TOTAL_EXPONENT:
+        return "large_power"
+    depth = deepest = 0
+    for character in answer:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth -= 1
+    return "too_deep" if deepest > MAX_DEPTH else None
+
+
+def equal_latex(gold: str, answer: str) -> bool:
+    """Whether Math-Verify takes ``answer`` for ``gold``; both short, without dollars around, and not refused.
+
+    Runs in a worker that can be killed: Math-Verify's own signal time-outs, which work on a main thread only, are off.
+    """
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    # It warns on each new process that its time-outs are off, which is on purpose here.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    config = [LatexExtractionConfig()]
+    gold_parsed = parse(f"${gold}$", config, parsing_timeout=None)  # type: ignore[arg-type]
+    answer_parsed = parse(f"${answer}$", config, parsing_timeout=None)  # type: ignore[arg-type]
+    return bool(
+        verify(gold_parsed, answer_parsed, float_rounding=6, timeout_seconds=None)
+    )
