@@ -43,9 +43,7 @@ def load_object(spec: str, key: str) -> Any:
     if not colon:
         module_name, _, name = spec.rpartition(".")
     if not module_name or not name:
-        raise ConfigError(
-            f"{key}={spec!r} is not an import path; write package.module:name or file.py:name"
-        )
+        raise ConfigError(f"{key}={spec!r} is not an import path; write package.module:name or file.py:name")
     if module_name.endswith(".py"):
         module = _import_file(Path(module_name), f"{key}={spec!r}")
     elif name == "py":
@@ -56,9 +54,7 @@ def load_object(spec: str, key: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
-            raise ConfigError(
-                f"{key}={spec!r}: {module_name} has no {part!r}{nearest(part, names)}"
-            )
+            raise ConfigError(f"{key}={spec!r}: {module_name} has no {part!r}{nearest(part, names)}")
         found = getattr(found, part)
     return found
 
@@ -67,12 +63,8 @@ def _import_module(module_name: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (
-            module_name == error.name or module_name.startswith(f"{error.name}.")
-        ):
-            raise ConfigError(
-                f"{where}: no module named {error.name!r}; is its folder on PYTHONPATH?"
-            ) from error
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"{where}: no module named {error.name!r}; is its folder on PYTHONPATH?") from error
         raise
 
 
@@ -82,18 +74,12 @@ def _import_file(path: Path, where: str) -> ModuleType:
         raise ConfigError(f"{where}: there is no file {file}")
     stem = file.stem
     if not stem.isidentifier():
-        raise ConfigError(
-            f"{where}: {file.name} cannot be imported; rename it to letters, digits and underscores"
-        )
+        raise ConfigError(f"{where}: {file.name} cannot be imported; rename it to letters, digits and underscores")
     loaded = sys.modules.get(stem)
     origin = getattr(loaded, "__file__", None) if loaded is not None else _origin(stem)
     taken = loaded is not None or origin is not None
-    if taken and (
-        origin is None or not Path(origin).exists() or not Path(origin).samefile(file)
-    ):
-        raise ConfigError(
-            f"{where}: another module is named {stem!r} ({origin or 'built in'}); rename the file"
-        )
+    if taken and (origin is None or not Path(origin).exists() or not Path(origin).samefile(file)):
+        raise ConfigError(f"{where}: another module is named {stem!r} ({origin or 'built in'}); rename the file")
     folder = str(file.parent)
     if folder not in sys.path:
         sys.path.append(folder)

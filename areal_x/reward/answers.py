@@ -85,9 +85,7 @@ def last_number(text: str) -> str | None:
         last = None
         for last in _NUMBER.finditer(text, start):
             pass
-        if start == 0 or (
-            last is not None and last.start() > start + MAX_NUMBER_LENGTH
-        ):
+        if start == 0 or (last is not None and last.start() > start + MAX_NUMBER_LENGTH):
             return last.group() if last else None
     return None
 
@@ -102,9 +100,7 @@ def parse_number(text: str) -> Fraction | None:
         return None
     text = text.strip()
     if not _WHOLE_NUMBER.fullmatch(text):
-        text = _NOISE.sub(
-            "", _UNIT.sub("", text).replace("{,}", ",").replace("\\%", "%")
-        )
+        text = _NOISE.sub("", _UNIT.sub("", text).replace("{,}", ",").replace("\\%", "%"))
         text = text.rsplit("=", 1)[-1].strip(_AROUND).rstrip("%. " + _AROUND)
         text = _SIGNED_CURRENCY.sub(r"\1", text)
     if _WHOLE_NUMBER.fullmatch(text):

@@ -34,9 +34,7 @@ class CompositeReward:
 
     def __init__(self, parts: Mapping[str, Any], dataset: str | None = None) -> None:
         if not isinstance(parts, Mapping) or not parts:
-            raise ConfigError(
-                "reward 'composite' needs parts, for example {format: 0.2, accuracy: 0.8}"
-            )
+            raise ConfigError("reward 'composite' needs parts, for example {format: 0.2, accuracy: 0.8}")
         self.parts = [_Part(label, spec, dataset) for label, spec in parts.items()]
         self.__signature__ = _signature(self.parts)
 
@@ -72,42 +70,23 @@ class _Part:
         self.label = label
         weight = options.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, Real):
-            raise ConfigError(
-                f"reward.kwargs.parts.{label}: weight={weight!r} is not a number"
-            )
+            raise ConfigError(f"reward.kwargs.parts.{label}: weight={weight!r} is not a number")
         self.weight = float(weight)
         fn = options.pop("fn", None if label == "accuracy" else label)
-        self.function: Callable[..., Any] = get_reward_fn(
-            fn, dataset=dataset, **options
-        )
-        if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
-            type(self.function).__call__
-        ):
-            raise ConfigError(
-                f"reward.kwargs.parts.{label} is asynchronous; 'composite' takes synchronous rewards"
-            )
+        self.function: Callable[..., Any] = get_reward_fn(fn, dataset=dataset, **options)
+        if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(type(self.function).__call__):
+            raise ConfigError(f"reward.kwargs.parts.{label} is asynchronous; 'composite' takes synchronous rewards")
         parameters = inspect.signature(self.function).parameters
         bound = getattr(self.function, "keywords", {})
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        named = (
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-        self.parameters = {
-            n: p for n, p in parameters.items() if p.kind in named and n not in bound
-        }
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        self.parameters = {n: p for n, p in parameters.items() if p.kind in named and n not in bound}
 
     def score(self, sample: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-        arguments = (
-            sample
-            if self.takes_any
-            else {name: sample[name] for name in self.parameters if name in sample}
-        )
+        arguments = sample if self.takes_any else {name: sample[name] for name in self.parameters if name in sample}
         result = self.function(**arguments)
         if isinstance(result, RewardResult):
             return result.value, result.metadata
         if isinstance(result, bool) or not isinstance(result, Real):
-            raise TypeError(
-                f"part {self.label!r} of the composite reward returned {result!r}, not a number"
-            )
+            raise TypeError(f"part {self.label!r} of the composite reward returned {result!r}, not a number")
         return float(result), {}

@@ -27,35 +27,24 @@ class FormatReward:
     All that are asked for have to hold.
     """
 
-    def __init__(
-        self,
-        answer: str | None = None,
-        tags: list[str] | None = None,
-        pattern: str | None = None,
-    ) -> None:
+    def __init__(self, answer: str | None = None, tags: list[str] | None = None, pattern: str | None = None) -> None:
         if answer is None and not tags and pattern is None:
             answer = "marked"
         if answer is not None and answer not in _ANSWERS:
-            raise ConfigError(
-                f"answer={answer!r} of reward 'format' is not one of: {', '.join(_ANSWERS)}"
-            )
+            raise ConfigError(f"answer={answer!r} of reward 'format' is not one of: {', '.join(_ANSWERS)}")
         self.answer = answer
         self.tags = [part for tag in tags or () for part in (f"<{tag}>", f"</{tag}>")]
         try:
             self.pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise ConfigError(
-                f"pattern={pattern!r} of reward 'format' is not a regular expression: {error}"
-            ) from error
+            raise ConfigError(f"pattern={pattern!r} of reward 'format' is not a regular expression: {error}") from error
 
     def __call__(self, completions: str, prompt: str = "") -> float:
         """Score one completion. A tag that the prompt ends with counts as the completion's own."""
         text = completions
         if self.tags and prompt.rstrip().endswith(self.tags[0]):
             text = self.tags[0] + text
-        if not self._has_tags(text) or (
-            self.pattern is not None and not self.pattern.search(completions)
-        ):
+        if not self._has_tags(text) or (self.pattern is not None and not self.pattern.search(completions)):
             return 0.0
         if self.answer is None:
             return 1.0

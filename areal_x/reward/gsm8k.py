@@ -6,13 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from areal_x.api.reward_api import RewardResult
-from areal_x.reward.answers import (
-    after_thinking,
-    last_boxed,
-    last_marked,
-    last_number,
-    parse_number,
-)
+from areal_x.reward.answers import after_thinking, last_boxed, last_marked, last_number, parse_number
 from areal_x.reward.latex_answers import equal_latex, refusal
 from areal_x.reward.registry import register_reward
 
@@ -20,9 +14,7 @@ __all__ = ["gsm8k"]
 
 
 @register_reward("gsm8k", datasets=["gsm8k"])
-def gsm8k(
-    completions: str, answer: object, prompt: str = "", *, limit_value: float = 0.0
-) -> RewardResult:
+def gsm8k(completions: str, answer: object, prompt: str = "", *, limit_value: float = 0.0) -> RewardResult:
     r"""1 if the last ``\boxed{}``, else the last ``####`` line, else the last number equals the gold answer; else 0.
 
     Numbers are compared exactly; only an answer or a gold in LaTeX goes to Math-Verify. Inside a thought that was not
@@ -63,7 +55,5 @@ def _extract(text: str) -> tuple[str, str | None]:
 def _gold(answer: str) -> tuple[str, Fraction | None]:
     text = last_marked(answer) or last_boxed(answer) or answer.strip()
     if not text:
-        raise ValueError(
-            "the answer column is empty; the gsm8k reward needs a gold answer, as in '... #### 72'"
-        )
+        raise ValueError("the answer column is empty; the gsm8k reward needs a gold answer, as in '... #### 72'")
     return text, parse_number(text)

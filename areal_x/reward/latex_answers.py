@@ -25,8 +25,44 @@ _EXPONENT = re.compile(
     r"(?:\^|\*\*)\s*(?:\{\s*-?(\d{1,3}|[a-z]|\\circ|\\frac\{\d\}\{\d\})\s*\}|(\d|[a-z]|\\circ))(?!\d|\s*(?:\^|\*\*))"
 )
 _KNOWN_COMMANDS = frozenset(
-    "frac dfrac tfrac sqrt times cdot div pm text mathrm mbox textbf mathbf left right pi circ degree "
-    "alpha beta theta infty cup cap leq geq le ge neq in quad sin cos tan log ln".split()
+    [
+        "frac",
+        "dfrac",
+        "tfrac",
+        "sqrt",
+        "times",
+        "cdot",
+        "div",
+        "pm",
+        "text",
+        "mathrm",
+        "mbox",
+        "textbf",
+        "mathbf",
+        "left",
+        "right",
+        "pi",
+        "circ",
+        "degree",
+        "alpha",
+        "beta",
+        "theta",
+        "infty",
+        "cup",
+        "cap",
+        "leq",
+        "geq",
+        "le",
+        "ge",
+        "neq",
+        "in",
+        "quad",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+    ]
 )
 
 
@@ -36,9 +72,7 @@ def refusal(answer: str) -> str | None:
         return "too_long"
     if any(len(run) > MAX_DIGITS for run in _DIGIT_RUN.findall(answer)):
         return "too_many_digits"
-    if "!" in answer.replace("\\!", "") or any(
-        c not in _KNOWN_COMMANDS for c in _COMMAND.findall(answer)
-    ):
+    if "!" in answer.replace("\\!", "") or any(c not in _KNOWN_COMMANDS for c in _COMMAND.findall(answer)):
         return "unsupported_operation"
     exponents = [braced or bare for braced, bare in _EXPONENT.findall(answer)]
     total = math.prod(int(exponent) for exponent in exponents if exponent.isdecimal())
@@ -66,6 +100,4 @@ def equal_latex(gold: str, answer: str) -> bool:
     config = [LatexExtractionConfig()]
     gold_parsed = parse(f"${gold}$", config, parsing_timeout=None)  # type: ignore[arg-type]
     answer_parsed = parse(f"${answer}$", config, parsing_timeout=None)  # type: ignore[arg-type]
-    return bool(
-        verify(gold_parsed, answer_parsed, float_rounding=6, timeout_seconds=None)
-    )
+    return bool(verify(gold_parsed, answer_parsed, float_rounding=6, timeout_seconds=None))

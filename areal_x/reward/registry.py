@@ -42,9 +42,7 @@ class RewardEntry:
         return inspect.isclass(self.target)
 
 
-def register_reward(
-    name: str, datasets: Iterable[str] = ()
-) -> Callable[[Registered], Registered]:
+def register_reward(name: str, datasets: Iterable[str] = ()) -> Callable[[Registered], Registered]:
     """Register the decorated top-level function or class as reward ``name`` and as the reward of ``datasets``.
 
     Names are matched exactly but for case. A module that is loaded twice may register the same thing again.
@@ -57,20 +55,14 @@ def register_reward(
 
     def register(target: Registered) -> Registered:
         if "<locals>" in target.__qualname__:
-            raise ConfigError(
-                f"reward {name!r} is not importable: define {target.__qualname__} at the top of a module"
-            )
+            raise ConfigError(f"reward {name!r} is not importable: define {target.__qualname__} at the top of a module")
         _claim(name, key, target)
         for dataset in dataset_keys:
             owner = _name_of_dataset.get(dataset, key)
             if owner != key:
-                raise ConfigError(
-                    f"data set {dataset!r} is claimed by rewards {owner!r} and {name!r}"
-                )
+                raise ConfigError(f"data set {dataset!r} is claimed by rewards {owner!r} and {name!r}")
             if dataset in _entries and dataset != key:
-                raise ConfigError(
-                    f"data set {dataset!r} of reward {name!r} is also the name of another reward"
-                )
+                raise ConfigError(f"data set {dataset!r} of reward {name!r} is also the name of another reward")
         doc = inspect.getdoc(target) or ""
         _entries[key] = RewardEntry(name, target, dataset_keys, doc.split("\n", 1)[0])
         _name_of_dataset.update(dict.fromkeys(dataset_keys, key))
@@ -82,13 +74,9 @@ def register_reward(
 def _claim(name: str, key: str, target: Callable[..., Any]) -> None:
     old = _entries.get(key)
     if old is not None and _where(old.target) != _where(target):
-        raise ConfigError(
-            f"reward name {name!r} is claimed by {_where(old.target)} and {_where(target)}"
-        )
+        raise ConfigError(f"reward name {name!r} is claimed by {_where(old.target)} and {_where(target)}")
     if _name_of_dataset.get(key, key) != key:
-        raise ConfigError(
-            f"reward name {name!r} is a data set of reward {_name_of_dataset[key]!r}"
-        )
+        raise ConfigError(f"reward name {name!r} is a data set of reward {_name_of_dataset[key]!r}")
 
 
 def _where(target: Callable[..., Any]) -> str:
@@ -101,9 +89,7 @@ def list_rewards() -> list[RewardEntry]:
     return [_entries[key] for key in sorted(_entries)]
 
 
-def get_reward_fn(
-    name: str | None, *, dataset: str | None = None, **kwargs: Any
-) -> RewardFn:
+def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any) -> RewardFn:
     """The reward function of that name, with ``kwargs`` bound.
 
     Args:
@@ -119,24 +105,16 @@ def get_reward_fn(
     _load_builtins()
     if name is None:
         if dataset is None:
-            raise ConfigError(
-                "no reward: set reward.fn, or data.name to a data set that has a built-in reward"
-            )
+            raise ConfigError("no reward: set reward.fn, or data.name to a data set that has a built-in reward")
         entry = _find(dataset)
         if entry is None:
-            raise ConfigError(
-                f"data.name={dataset!r} has no built-in reward; set reward.fn{_offer(dataset)}"
-            )
+            raise ConfigError(f"data.name={dataset!r} has no built-in reward; set reward.fn{_offer(dataset)}")
         target, label = entry.target, entry.name
     else:
         entry = _find(name)
         if entry is None and not is_import_path(name):
             raise ConfigError(f"reward.fn={name!r} is unknown{_offer(name)}")
-        target, label = (
-            (entry.target, entry.name)
-            if entry
-            else (load_object(name, "reward.fn"), name)
-        )
+        target, label = (entry.target, entry.name) if entry else (load_object(name, "reward.fn"), name)
     if not callable(target):
         raise ConfigError(f"reward.fn={label!r} is not a function or a class")
     return _bind(target, label, dataset, kwargs)
@@ -153,27 +131,16 @@ def _find(name: str) -> RewardEntry | None:
 
 def _offer(name: str) -> str:
     known = sorted({*_entries, *_name_of_dataset})
-    return (
-        nearest(PurePosixPath(name.lower()).name, known)
-        or f"; known: {', '.join(known)}"
-    )
+    return nearest(PurePosixPath(name.lower()).name, known) or f"; known: {', '.join(known)}"
 
 
-def _bind(
-    target: Callable[..., Any], label: str, dataset: str | None, kwargs: dict[str, Any]
-) -> RewardFn:
+def _bind(target: Callable[..., Any], label: str, dataset: str | None, kwargs: dict[str, Any]) -> RewardFn:
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [
-        n
-        for n, p in parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    named = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in kwargs:
         if key not in named and not takes_any:
-            raise ConfigError(
-                f"reward.kwargs.{key} is not an option of reward {label!r}{nearest(key, named)}"
-            )
+            raise ConfigError(f"reward.kwargs.{key} is not an option of reward {label!r}{nearest(key, named)}")
     if not inspect.isclass(target):
         return functools.partial(target, **kwargs) if kwargs else target
     if "dataset" in named and dataset is not None:

@@ -5,10 +5,4 @@ from areal_x.workflow.multi_turn import MultiTurnWorkflow
 from areal_x.workflow.rendering import PromptRenderer, RenderedPrompt
 from areal_x.workflow.rlvr import RLVRWorkflow
 
-__all__ = [
-    "MultiTurnWorkflow",
-    "PromptRenderer",
-    "RLVRWorkflow",
-    "RenderedPrompt",
-    "build_workflow",
-]
+__all__ = ["MultiTurnWorkflow", "PromptRenderer", "RLVRWorkflow", "RenderedPrompt", "build_workflow"]

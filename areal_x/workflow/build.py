@@ -13,9 +13,7 @@ from areal_x.api.workflow_api import RolloutWorkflow
 __all__ = ["build_workflow"]
 
 
-def build_workflow(
-    path: str, available: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> RolloutWorkflow:
+def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str, Any]) -> RolloutWorkflow:
     """Import a workflow class and construct it.
 
     Args:
@@ -30,38 +28,28 @@ def build_workflow(
     """
     found = load_object(path, "workflow.path")
     if not inspect.isclass(found) or not issubclass(found, RolloutWorkflow):
-        raise ConfigError(
-            f"workflow.path={path!r} is not a subclass of areal_x.api.workflow_api.RolloutWorkflow"
-        )
+        raise ConfigError(f"workflow.path={path!r} is not a subclass of areal_x.api.workflow_api.RolloutWorkflow")
     if inspect.isabstract(found):
         raise ConfigError(
             f"workflow.path={path!r}: {found.__name__} lacks 'async def arun_episode(self, engine, data)'"
         )
     if not inspect.iscoroutinefunction(found.arun_episode):
-        raise ConfigError(
-            f"workflow.path={path!r}: {found.__name__}.arun_episode has to be 'async def'"
-        )
+        raise ConfigError(f"workflow.path={path!r}: {found.__name__}.arun_episode has to be 'async def'")
     parameters = _constructor_parameters(found)
     for key in kwargs:
         if key not in parameters:
             raise ConfigError(
                 f"workflow.kwargs.{key} is not an argument of {found.__name__}{nearest(key, list(parameters))}"
             )
-    arguments = {
-        name: value for name, value in available.items() if name in parameters
-    } | dict(kwargs)
+    arguments = {name: value for name, value in available.items() if name in parameters} | dict(kwargs)
     for name, parameter in parameters.items():
         if name not in arguments and parameter.default is inspect.Parameter.empty:
             offered = ", ".join(sorted(available))
-            raise ConfigError(
-                f"{found.__name__} needs workflow.kwargs.{name}; the run itself offers: {offered}"
-            )
+            raise ConfigError(f"{found.__name__} needs workflow.kwargs.{name}; the run itself offers: {offered}")
     return found(**arguments)
 
 
-def _constructor_parameters(
-    workflow: type[RolloutWorkflow],
-) -> dict[str, inspect.Parameter]:
+def _constructor_parameters(workflow: type[RolloutWorkflow]) -> dict[str, inspect.Parameter]:
     """What the constructor takes by name; through ``**kwargs`` also what the constructors above it take."""
     parameters: dict[str, inspect.Parameter] = {}
     for cls in workflow.__mro__:
@@ -69,10 +57,7 @@ def _constructor_parameters(
             continue
         own = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
         for parameter in own:
-            if parameter.kind in (
-                parameter.POSITIONAL_OR_KEYWORD,
-                parameter.KEYWORD_ONLY,
-            ):
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 parameters.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
             break

@@ -10,13 +10,7 @@ import numpy as np
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import ConfigError, PromptTooLongError
-from areal_x.api.records import (
-    IntArray,
-    ModelRequest,
-    ModelResponse,
-    SamplingParams,
-    Trajectory,
-)
+from areal_x.api.records import IntArray, ModelRequest, ModelResponse, SamplingParams, Trajectory
 from areal_x.api.reward_api import AsyncRewardWrapper, RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.workflow.rendering import PromptRenderer, Tokenizer
@@ -53,35 +47,23 @@ class MultiTurnWorkflow(RolloutWorkflow):
         success_above: float = 0.0,
     ) -> None:
         if max_turns < 1:
-            raise ConfigError(
-                f"workflow.kwargs.max_turns={max_turns} must be at least 1"
-            )
+            raise ConfigError(f"workflow.kwargs.max_turns={max_turns} must be at least 1")
         if not 0.0 <= turn_discount <= 1.0:
-            raise ConfigError(
-                f"workflow.kwargs.turn_discount={turn_discount} must lie between 0 and 1"
-            )
-        self.reward = (
-            reward_fn
-            if isinstance(reward_fn, AsyncRewardWrapper)
-            else AsyncRewardWrapper(reward_fn)
-        )
+            raise ConfigError(f"workflow.kwargs.turn_discount={turn_discount} must lie between 0 and 1")
+        self.reward = reward_fn if isinstance(reward_fn, AsyncRewardWrapper) else AsyncRewardWrapper(reward_fn)
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingParams()
         self.prompt_key = prompt_key
         self.max_turns = max_turns
         self.turn_discount = turn_discount
         self.success_above = success_above
-        self.renderer = PromptRenderer(
-            tokenizer, prompt_key, system_prompt, chat_template
-        )
+        self.renderer = PromptRenderer(tokenizer, prompt_key, system_prompt, chat_template)
         self.feedback = self.renderer.render_feedback(feedback)
 
     async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory:
         """Run one episode of up to ``max_turns`` turns."""
         first = self.renderer.render(data)
-        columns = {
-            name: value for name, value in data.items() if name != self.prompt_key
-        }
+        columns = {name: value for name, value in data.items() if name != self.prompt_key}
         text, ids = first.text, first.ids
         session: str | None = None
         responses: list[ModelResponse] = []
@@ -96,35 +78,20 @@ class MultiTurnWorkflow(RolloutWorkflow):
                     raise
                 break
             responses.append(response)
-            completion = self.tokenizer.decode(
-                response.output_ids, skip_special_tokens=True
-            )
+            completion = self.tokenizer.decode(response.output_ids, skip_special_tokens=True)
             outcome = await self._score(text, completion, response, columns)
-            if (
-                len(responses) == self.max_turns
-                or outcome.value is None
-                or outcome.value > self.success_above
-            ):
+            if len(responses) == self.max_turns or outcome.value is None or outcome.value > self.success_above:
                 break
             text, ids = self._next_prompt(text, response)
-        trajectory = Trajectory.from_responses(
-            responses, self._discounted(outcome, len(responses)), prompt=first.text
-        )
+        trajectory = Trajectory.from_responses(responses, self._discounted(outcome, len(responses)), prompt=first.text)
         generated = trajectory.input_ids[len(first.ids) :]
-        trajectory.completion = (
-            completion if len(responses) == 1 else self.tokenizer.decode(generated)
-        )
+        trajectory.completion = completion if len(responses) == 1 else self.tokenizer.decode(generated)
         return trajectory
 
     def _next_prompt(self, text: str, response: ModelResponse) -> tuple[str, IntArray]:
         """The conversation so far and the feedback; the turn's end is not repeated where the model sampled it."""
         sampled, feedback = response.output_ids, self.feedback.ids
-        if (
-            self.renderer.chat_template
-            and len(sampled)
-            and len(feedback)
-            and sampled[-1] == feedback[0]
-        ):
+        if self.renderer.chat_template and len(sampled) and len(feedback) and sampled[-1] == feedback[0]:
             feedback = feedback[1:]
         turn = self.tokenizer.decode(np.concatenate([sampled, feedback]))
         return text + turn, np.concatenate([response.input_ids, sampled, feedback])
@@ -133,18 +100,10 @@ class MultiTurnWorkflow(RolloutWorkflow):
         if outcome.value is None or turns == 1:
             return outcome
         metadata = {**outcome.metadata, "last_turn_reward": outcome.value}
-        return replace(
-            outcome,
-            value=outcome.value * self.turn_discount ** (turns - 1),
-            metadata=metadata,
-        )
+        return replace(outcome, value=outcome.value * self.turn_discount ** (turns - 1), metadata=metadata)
 
     async def _score(
-        self,
-        prompt: str,
-        completion: str,
-        response: ModelResponse,
-        columns: dict[str, Any],
+        self, prompt: str, completion: str, response: ModelResponse, columns: dict[str, Any]
     ) -> RewardOutcome:
         if response.stop_reason == "abort":
             return RewardOutcome("not_applicable", metadata={"reason": "aborted"})

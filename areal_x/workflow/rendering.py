@@ -27,9 +27,7 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str: ...
 
-    def apply_chat_template(
-        self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool
-    ) -> Any: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
 
 class RenderedPrompt(NamedTuple):
@@ -60,21 +58,15 @@ class PromptRenderer:
         chat_template: bool = True,
     ) -> None:
         if chat_template and not getattr(tokenizer, "chat_template", None):
-            raise ConfigError(
-                "the tokenizer has no chat template; set data.chat_template=false for plain text prompts"
-            )
+            raise ConfigError("the tokenizer has no chat template; set data.chat_template=false for plain text prompts")
         if system_prompt is not None and not chat_template:
             raise ConfigError("data.system_prompt needs data.chat_template=true")
         self.tokenizer = tokenizer
         self.prompt_key = prompt_key
         self.system_prompt = system_prompt
         self.chat_template = chat_template
-        self._render_text = functools.lru_cache(CACHED_PROMPTS)(
-            self._render_text_uncached
-        )
-        self._render_messages = functools.lru_cache(CACHED_PROMPTS)(
-            self._render_messages_uncached
-        )
+        self._render_text = functools.lru_cache(CACHED_PROMPTS)(self._render_text_uncached)
+        self._render_messages = functools.lru_cache(CACHED_PROMPTS)(self._render_messages_uncached)
 
     def render(self, data: dict[str, Any]) -> RenderedPrompt:
         """The prompt of one item.
@@ -100,16 +92,10 @@ class PromptRenderer:
 
     def _render_text_uncached(self, prompt: str) -> RenderedPrompt:
         if not prompt.strip():
-            raise DataError(
-                f"an item has an empty prompt in column {self.prompt_key!r}"
-            )
+            raise DataError(f"an item has an empty prompt in column {self.prompt_key!r}")
         if not self.chat_template:
             return RenderedPrompt(prompt, self._ids(prompt, add_special_tokens=True))
-        system = (
-            []
-            if self.system_prompt is None
-            else [{"role": "system", "content": self.system_prompt}]
-        )
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return self._render_chat([*system, {"role": "user", "content": prompt}])
 
     def _render_messages_uncached(self, encoded: str) -> RenderedPrompt:
@@ -119,48 +105,39 @@ class PromptRenderer:
             or not messages
             or not all(isinstance(m, dict) and "role" in m for m in messages)
         ):
-            raise DataError(
-                f"column {self.prompt_key!r} holds neither text nor a list of {{role, content}} messages"
-            )
+            raise DataError(f"column {self.prompt_key!r} holds neither text nor a list of {{role, content}} messages")
         if not self.chat_template:
-            raise DataError(
-                f"column {self.prompt_key!r} holds chat messages; they need data.chat_template=true"
-            )
+            raise DataError(f"column {self.prompt_key!r} holds chat messages; they need data.chat_template=true")
         return self._render_chat(messages)
 
     def _render_chat(self, messages: Sequence[dict[str, Any]]) -> RenderedPrompt:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return RenderedPrompt(text, self._ids(text, add_special_tokens=False))
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> IntArray:
-        ids = np.asarray(
-            self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"],
-            dtype=np.int32,
-        )
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        except Exception as error:  # The boundary to the tokenizers library, whose errors are plain Exceptions.
+            raise DataError(f"the tokenizer cannot encode the prompt {text[:80]!r}: {error}") from error
+        ids = np.asarray(encoded, dtype=np.int32)
         ids.flags.writeable = False
         return ids
 
     def render_feedback(self, feedback: str) -> RenderedPrompt:
-        """What stands between a sampled assistant turn and the next one: its end, a user turn, the next one's beginning.
+        """What stands between two sampled assistant turns: the first one's end, a user turn, the second one's beginning.
 
         Raises:
             ConfigError: the chat template does not show an assistant's message as it is.
         """
         if not self.chat_template:
-            return RenderedPrompt(
-                feedback, self._ids(feedback, add_special_tokens=False)
-            )
+            return RenderedPrompt(feedback, self._ids(feedback, add_special_tokens=False))
         messages = [
             {"role": "user", "content": "user"},
             {"role": "assistant", "content": _PLACE},
             {"role": "user", "content": feedback},
         ]
-        text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        before, place, after = text.rpartition(_PLACE)
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        _, place, after = text.rpartition(_PLACE)
         if not place:
             raise ConfigError(
                 "the chat template drops assistant messages, so that a second turn cannot be appended to them"

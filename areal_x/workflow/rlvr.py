@@ -38,17 +38,11 @@ class RLVRWorkflow(RolloutWorkflow):
         system_prompt: str | None = None,
         chat_template: bool = True,
     ) -> None:
-        self.reward = (
-            reward_fn
-            if isinstance(reward_fn, AsyncRewardWrapper)
-            else AsyncRewardWrapper(reward_fn)
-        )
+        self.reward = reward_fn if isinstance(reward_fn, AsyncRewardWrapper) else AsyncRewardWrapper(reward_fn)
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingParams()
         self.prompt_key = prompt_key
-        self.renderer = PromptRenderer(
-            tokenizer, prompt_key, system_prompt, chat_template
-        )
+        self.renderer = PromptRenderer(tokenizer, prompt_key, system_prompt, chat_template)
 
     async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory:
         """Sample and score one completion. What the engine aborted is never scored."""
@@ -58,9 +52,7 @@ class RLVRWorkflow(RolloutWorkflow):
         if response.stop_reason == "abort":
             outcome = RewardOutcome("not_applicable", metadata={"reason": "aborted"})
         else:
-            columns = {
-                name: value for name, value in data.items() if name != self.prompt_key
-            }
+            columns = {name: value for name, value in data.items() if name != self.prompt_key}
             outcome = await self.reward.outcome(
                 prompt=prompt.text,
                 completions=text,
@@ -68,6 +60,4 @@ class RLVRWorkflow(RolloutWorkflow):
                 completion_ids=response.output_ids,
                 **columns,
             )
-        return Trajectory.from_response(
-            response, outcome, prompt=prompt.text, completion=text
-        )
+        return Trajectory.from_response(response, outcome, prompt=prompt.text, completion=text)

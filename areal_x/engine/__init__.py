@@ -1,0 +1,1 @@
+"""Engines: inference, training, and new models."""
