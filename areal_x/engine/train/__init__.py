@@ -1,0 +1,1 @@
+"""The train engine and its mathematics."""

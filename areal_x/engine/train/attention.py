@@ -1,0 +1,193 @@
+"""Attention over packed sequences, through transformers' attention interface.
+
+Segments (sequences of one micro-batch) are sorted into buckets of similar length. Each bucket is gathered to a
+right-padded [n, L, heads, D] layout and attends causally in one call: with padding on the right, causal attention never
+sees it, so no mask is needed. The index plan is made once per micro-batch and used by every layer.
+
+Axis letters: P packed rows, K slots of all buckets (n * L each), D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+__all__ = ["PACKED_ATTENTION", "AttentionPlan", "plan_attention"]
+
+PACKED_ATTENTION = "areal_x_packed"
+"""Name under which transformers finds this attention. It has no mask function, so models build no mask for it."""
+
+Indices = npt.NDArray[np.int64]
+
+# Costs of one layer, forward and backward, on one CPU core, in microseconds; only their ratios matter.
+BUCKET_COST, SLOT_COST, PAIR_COST = 120.0, 1.5, 0.02
+LENGTH_MULTIPLE = 8
+"""Bucket lengths are rounded up to this: the CPU kernel is up to twice as fast there as at odd lengths."""
+MAX_CANDIDATE_LENGTHS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """Where the tokens of one micro-batch go for attention, and where its results come from."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """(n, L) of each bucket."""
+    slots: torch.Tensor
+    """int64 [K]: the packed row of each slot. Padding slots hold row 0; nothing reads what comes out of them."""
+    owners: torch.Tensor
+    """int64 [P]: the slot whose result a packed row takes."""
+    extra_slots: torch.Tensor
+    """int64: slots that use a row again (shared prefixes)."""
+    extra_rows: torch.Tensor
+    """int64: the row of each of these slots."""
+
+
+def plan_attention(rows: Indices, lengths: Indices, num_rows: int, device: torch.device | str = "cpu") -> AttentionPlan:
+    """Plan the buckets.
+
+    Args:
+        rows: packed row of each token, segments end to end, int64 [sum of lengths].
+        lengths: of each segment, ascending.
+        num_rows: packed rows in all.
+    """
+    bounds = _bucket_bounds(lengths)
+    padded = np.array([_rounded(int(lengths[end - 1])) for end in bounds])
+    counts = np.diff(np.concatenate([[0], bounds]))
+    widths = np.repeat(padded, counts)
+    slot_starts = np.cumsum(widths) - widths
+    token_starts = np.cumsum(lengths) - lengths
+    slot_of_token = np.repeat(slot_starts - token_starts, lengths) + np.arange(len(rows))
+    slots = np.zeros(int(widths.sum()), dtype=np.int64)
+    slots[slot_of_token] = rows
+    owners = np.empty(num_rows, dtype=np.int64)
+    owners[rows[::-1]] = slot_of_token[::-1]
+    again = owners[rows] != slot_of_token
+    return AttentionPlan(
+        shapes=tuple((int(n), int(length)) for n, length in zip(counts, padded, strict=True)),
+        slots=torch.from_numpy(slots).to(device),
+        owners=torch.from_numpy(owners).to(device),
+        extra_slots=torch.from_numpy(slot_of_token[again]).to(device),
+        extra_rows=torch.from_numpy(rows[again]).to(device),
+    )
+
+
+def _rounded(length: int) -> int:
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def _bucket_bounds(lengths: Indices) -> Indices:
+    """End (exclusive) of each bucket of the ascending ``lengths``: the cheapest division, by dynamic programming."""
+    rounded = -(-lengths // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    ends = np.flatnonzero(np.diff(rounded, append=rounded[-1] + 1)) + 1
+    if len(ends) > MAX_CANDIDATE_LENGTHS:
+        ends = ends[np.unique(np.linspace(0, len(ends) - 1, MAX_CANDIDATE_LENGTHS).round().astype(np.int64))]
+    widths = rounded[ends - 1].astype(np.float64)
+    starts = np.concatenate([[0], ends[:-1]])
+    best = np.zeros(len(ends) + 1)
+    choice = np.zeros(len(ends), dtype=np.int64)
+    for last in range(len(ends)):
+        slots = (ends[last] - starts[: last + 1]) * widths[last]
+        costs = best[: last + 1] + BUCKET_COST + slots * (SLOT_COST + PAIR_COST * widths[last])
+        choice[last] = int(costs.argmin())
+        best[last + 1] = costs[choice[last]]
+    bounds = []
+    last = len(ends)
+    while last > 0:
+        bounds.append(int(ends[last - 1]))
+        last = int(choice[last - 1])
+    return np.array(bounds[::-1], dtype=np.int64)
+
+
+class _ToSlots(torch.autograd.Function):
+    """[P, heads, D] -> [K, heads, D]. Its backward pass gathers too, where autograd's would scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        ctx.plan = plan
+        return values.index_select(0, plan.slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        plan: AttentionPlan = ctx.plan
+        result = grad.index_select(0, plan.owners)
+        if len(plan.extra_rows):
+            result.index_add_(0, plan.extra_rows, grad.index_select(0, plan.extra_slots))
+        return result, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """[K, heads, D] -> [P, heads, D]: each row takes its owner's result."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        ctx.plan = plan
+        return values.index_select(0, plan.owners)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        plan: AttentionPlan = ctx.plan
+        result = grad.new_zeros((len(plan.slots), *grad.shape[1:]))
+        return result.index_copy_(0, plan.owners, grad), None
+
+
+def _packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    attention_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function in transformers' signature; query [1, heads, P, D], result [1, P, heads, D].
+
+    Raises:
+        ValueError: the model asks for something that packed attention does not do.
+    """
+    if attention_plan is None:
+        raise ValueError(f"attention {PACKED_ATTENTION!r} needs the keyword attention_plan in the model's forward call")
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unsupported or dropout or not getattr(module, "is_causal", True):
+        reason = ", ".join(unsupported) or ("dropout" if dropout else "attention that is not causal")
+        raise ValueError(f"packed attention does not support {reason} ({type(module).__name__})")
+    widest = max(length for _, length in attention_plan.shapes)
+    mask_window = sliding_window if sliding_window is not None and sliding_window < widest else None
+    slots = [_ToSlots.apply(states[0].transpose(0, 1), attention_plan) for states in (query, key, value)]
+    sizes = [n * length for n, length in attention_plan.shapes]
+    parts = zip(attention_plan.shapes, *(states.split(sizes) for states in slots), strict=True)
+    outputs = []
+    for (n, length), *bucket in parts:
+        padded_query, padded_key, padded_value = (
+            part.view(n, length, *part.shape[1:]).transpose(1, 2) for part in bucket
+        )
+        mask = None if mask_window is None else _window_mask(length, mask_window, query.device)
+        output = scaled_dot_product_attention(
+            padded_query,
+            padded_key,
+            padded_value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(output.transpose(1, 2).reshape(n * length, *output.shape[1::2]))
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return _FromSlots.apply(joined, attention_plan)[None], None
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Causal mask in which a token sees itself and the ``window - 1`` tokens before it, bool [L, L]."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(PACKED_ATTENTION, _packed_attention)

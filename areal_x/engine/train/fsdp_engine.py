@@ -1,0 +1,297 @@
+"""The train engine. ::
+
+    TrainBatch -> plan_micro_batches -> for each: packed forward -> chunked log-probabilities -> policy_loss -> backward
+               -> clip gradients -> optimiser step (skipped when not finite) -> metrics, read from the device once
+
+Losses and metrics are token sums over the token count of the whole batch, so neither depends on how it was cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
+from areal_x.api.engine_api import TrainEngine
+from areal_x.api.errors import ConfigError, EngineError
+from areal_x.api.records import FloatArray, TrainBatch
+from areal_x.engine.train.batch_checks import check_train_batch
+from areal_x.engine.train.logprob import chunked_logprobs
+from areal_x.engine.train.loss import POLICY_MAXIMA, POLICY_SUMS, policy_loss
+from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
+from areal_x.engine.train.policy import embedding_rows, load_policy, output_head, packed_hidden_states
+from areal_x.engine.train.schedule import scheduled_learning_rate
+
+__all__ = ["FSDPEngine"]
+
+BoolMask = npt.NDArray[np.bool_]
+
+
+class FSDPEngine(TrainEngine):
+    """A policy, its optimiser and, when the loss needs one, a frozen reference.
+
+    Args:
+        model_path: directory in Hugging Face format, or a hub name (text).
+        train: optimiser, schedule, token budgets and threads. ``num_threads`` is applied here, once, on a CPU.
+        algorithm: the objective.
+        model: type of numbers and device.
+        temperature: of the sampling whose log-probabilities are trained.
+        reference_path: the KL term's reference. Default: the policy as it is loaded now.
+
+    Raises:
+        ConfigError: the model cannot be loaded or trained packed, or a value is impossible.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        train: TrainConfig,
+        algorithm: AlgorithmConfig,
+        model: ModelConfig,
+        *,
+        temperature: float = 1.0,
+        reference_path: Path | str | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise ConfigError(f"temperature: {temperature} cannot be trained; log-probabilities need one above 0")
+        self.version = 0
+        self.temperature = temperature
+        self._train = train
+        self._algorithm = algorithm
+        self.model = load_policy(model_path, model)
+        self.device = self.model.device
+        if self.device.type == "cpu":
+            torch.set_num_threads(train.num_threads)
+        self.reference: PreTrainedModel | None = None
+        if algorithm.kl_coefficient:
+            self.reference = load_policy(reference_path or model_path, model)
+            self.reference.requires_grad_(False)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+
+    def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
+        """Start a new phase (warm start, then reinforcement learning): fresh optimiser state and schedule, same weights."""
+        self._schedule = (learning_rate, schedule, warmup_steps, total_steps)
+        self._num_steps = 0
+        decayed = [parameter for parameter in self._parameters if parameter.ndim >= 2]
+        others = [parameter for parameter in self._parameters if parameter.ndim < 2]
+        groups = [
+            {"params": decayed, "weight_decay": self._train.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        first, second = self._train.betas
+        self._optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(first, second), fused=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        peak, schedule, warmup_steps, total_steps = self._schedule
+        return scheduled_learning_rate(
+            self._num_steps,
+            peak=peak,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            min_ratio=self._train.min_lr_ratio,
+        )
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser step for each mini-batch; returns metrics named ``train/...``, averaged over trained tokens.
+
+        The step is skipped, and counted in ``train/skipped_steps``, when nothing is to be trained or when the loss or
+        the gradient is not finite; the weights then stay as they are, and metrics that are not finite are left out.
+
+        Raises:
+            EngineError: the batch contradicts itself or holds an id outside the vocabulary.
+        """
+        started = time.perf_counter()
+        self._check(batch)
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+            for name, values in (("behaviour", batch.logprobs), ("advantages", batch.advantages))
+        }
+        mini_batches = self._mini_batches(batch)
+        if len(mini_batches) > 1:
+            tensors["proximal"] = torch.from_numpy(self._logprobs(batch, batch.loss_mask)).to(self.device)
+        learning_rate = self._begin_step()
+        totals = torch.zeros(len(POLICY_SUMS), dtype=torch.float64, device=self.device)
+        maxima = torch.zeros(len(POLICY_MAXIMA), dtype=torch.float64, device=self.device)
+        grad_norms: list[float] = []
+        num_rows = num_micro_batches = num_skipped = 0
+        for sequences in mini_batches:
+            plan = self._plan(batch, batch.loss_mask, sequences)
+            num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
+            if not num_tokens:
+                num_skipped += 1
+                continue
+            sums = torch.zeros_like(totals)
+            for micro_batch in plan:
+                num_rows += micro_batch.num_rows
+                num_micro_batches += 1
+                terms = self._policy_pass(micro_batch, tensors, num_tokens)
+                sums += terms[0]
+                maxima = torch.maximum(maxima, terms[1])
+            grad_norm, applied = self._apply_gradients(sums[0])
+            totals += sums
+            if applied:
+                grad_norms.append(grad_norm)
+            else:
+                num_skipped += 1
+        num_trained = int(np.count_nonzero(batch.loss_mask))
+        values = (totals / max(1, num_trained)).tolist() + maxima.tolist()
+        metrics = dict(zip([*POLICY_SUMS, *POLICY_MAXIMA], values, strict=True)) if num_trained else {}
+        metrics |= {
+            "skipped_steps": num_skipped,
+            "trained_tokens": num_trained,
+            "batch_tokens": len(batch.input_ids),
+            "computed_tokens": num_rows,
+            "num_micro_batches": num_micro_batches,
+            "learning_rate": learning_rate,
+            "seconds": time.perf_counter() - started,
+        }
+        if grad_norms:
+            metrics["grad_norm"] = sum(grad_norms) / len(grad_norms)
+        return {f"train/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+    def sft_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser step on the mean negative log-likelihood of the masked tokens, at temperature 1.
+
+        Returns metrics named ``sft/...``; steps are skipped as in ``train_step``.
+        """
+        started = time.perf_counter()
+        self._check(batch)
+        learning_rate = self._begin_step()
+        plan = self._plan(batch, batch.loss_mask)
+        num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for micro_batch in plan:
+            logprobs, _ = self._forward(self.model, micro_batch, temperature=1.0)
+            loss = -logprobs.sum() / num_tokens
+            loss.backward()
+            total += loss.detach()
+        grad_norm, applied = self._apply_gradients(total) if plan else (0.0, False)
+        metrics = {
+            "skipped_steps": 0.0 if applied else 1.0,
+            "tokens": num_tokens,
+            "learning_rate": learning_rate,
+            "seconds": time.perf_counter() - started,
+        }
+        if plan:
+            metrics |= {"loss": total.item(), "grad_norm": grad_norm}
+        return {f"sft/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+    def logprobs(self, batch: TrainBatch) -> FloatArray:
+        """See ``TrainEngine.logprobs``; at the engine's temperature."""
+        self._check(batch)
+        wanted = np.ones(len(batch.input_ids), dtype=np.bool_)
+        wanted[batch.offsets[:-1][batch.lengths > 0]] = False
+        return self._logprobs(batch, wanted)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies."""
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
+
+    def save(self, path: Path) -> None:
+        """Write the policy (weights and config, no tokenizer) in Hugging Face format."""
+        self.model.save_pretrained(path)
+
+    def load(self, path: Path) -> None:
+        """Read weights into the policy in place, so that the optimiser goes on with them.
+
+        Raises:
+            EngineError: the directory holds no model, or one of other names or shapes.
+        """
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(path, dtype=self.model.dtype)
+            self.model.load_state_dict(loaded.state_dict())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(
+                f"weights of {path} do not load into this policy: {str(error).splitlines()[0]}"
+            ) from error
+
+    def _check(self, batch: TrainBatch) -> None:
+        check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
+
+    def _begin_step(self) -> float:
+        """Set the step's learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
+        rate = self.learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._num_steps += 1
+        return rate
+
+    def _mini_batches(self, batch: TrainBatch) -> list[npt.NDArray[np.int64]]:
+        """Sequences of each optimiser step; groups stay whole, and groups are dealt out evenly in their order."""
+        _, first, group_S = np.unique(batch.group_ids, return_index=True, return_inverse=True)
+        number = min(self._algorithm.num_mini_batches, len(first))
+        rank_G = np.empty(len(first), dtype=np.int64)
+        rank_G[np.argsort(first)] = np.arange(len(first))
+        mini_batch_S = rank_G[group_S] * number // max(1, len(first))
+        return [np.flatnonzero(mini_batch_S == index) for index in range(number)]
+
+    def _plan(
+        self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
+    ) -> list[MicroBatch]:
+        return plan_micro_batches(
+            batch, wanted, self._train.micro_batch_tokens, sequences=sequences, device=self.device
+        )
+
+    def _forward(
+        self, model: PreTrainedModel, micro_batch: MicroBatch, temperature: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [M] and entropies [M] of a micro-batch's targets."""
+        weight, bias = output_head(model)
+        return chunked_logprobs(
+            packed_hidden_states(model, micro_batch).index_select(0, micro_batch.rows),
+            weight,
+            micro_batch.targets,
+            bias=bias,
+            temperature=self.temperature if temperature is None else temperature,
+            chunk_tokens=self._train.logprob_chunk_tokens,
+        )
+
+    def _policy_pass(
+        self, micro_batch: MicroBatch, tensors: dict[str, torch.Tensor], num_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward of one micro-batch; returns its metric sums and maxima, still on the device."""
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = self._forward(self.reference, micro_batch)
+        logprobs, entropy = self._forward(self.model, micro_batch)
+        terms = policy_loss(
+            logprobs,
+            algorithm=self._algorithm,
+            num_global_tokens=num_tokens,
+            reference=reference,
+            entropy=entropy,
+            **{name: values.index_select(0, micro_batch.positions) for name, values in tensors.items()},
+        )
+        terms.loss.backward()
+        return terms.sums, terms.maxima
+
+    def _apply_gradients(self, loss: torch.Tensor) -> tuple[float, bool]:
+        """Clip and step unless the loss or the gradient is not finite; returns the norm before clipping and whether it stepped."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._train.max_grad_norm)
+        grad_norm, loss_value = torch.stack([norm.to(torch.float64), loss.to(torch.float64)]).tolist()
+        applied = bool(np.isfinite(grad_norm) and np.isfinite(loss_value))
+        if applied:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return grad_norm, applied
+
+    @torch.no_grad()
+    def _logprobs(self, batch: TrainBatch, wanted: BoolMask) -> FloatArray:
+        result = torch.zeros(len(batch.input_ids), dtype=torch.float32, device=self.device)
+        for micro_batch in self._plan(batch, wanted):
+            logprobs, _ = self._forward(self.model, micro_batch)
+            result[micro_batch.positions] = logprobs.to(torch.float32)
+        values: FloatArray = result.cpu().numpy()
+        return values
