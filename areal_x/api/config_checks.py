@@ -11,7 +11,7 @@ from pathlib import Path
 from areal_x.api.config import ExperimentConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
 
-__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config"]
+__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config", "names_a_file"]
 
 ENGINES = ("embedded",)
 """Inference back ends that can be chosen."""
@@ -94,14 +94,14 @@ def _check_writable(runs_dir: Path) -> None:
         raise _fail("runs_dir", runs_dir, f"{folder} cannot be written to")
 
 
-def _looks_like_file(path: str) -> bool:
+def names_a_file(path: str) -> bool:
     """Whether ``data.path`` names a file rather than a data set on the hub."""
     has_suffix = path.lower().endswith(_DATA_SUFFIXES)
     return has_suffix or path.startswith((".", "/", "~", "\\")) or path.count("/") > 1 or Path(path).exists()
 
 
 def _check_data_file(key: str, value: str | None) -> None:
-    if value is None or value in MADE_DATA_SETS or not _looks_like_file(value) or ":" in value:
+    if value is None or value in MADE_DATA_SETS or not names_a_file(value) or ":" in value:
         return
     path = Path(value).expanduser()
     if path.is_dir():
