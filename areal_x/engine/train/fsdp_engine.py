@@ -112,13 +112,10 @@ class FSDPEngine(TrainEngine):
         """
         started = time.perf_counter()
         self._check(batch)
-        tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
-            for name, values in (("behaviour", batch.logprobs), ("advantages", batch.advantages))
-        }
+        tensors = {"behaviour": self._on_device(batch.logprobs), "advantages": self._on_device(batch.advantages)}
         mini_batches = self._mini_batches(batch)
         if len(mini_batches) > 1:
-            tensors["proximal"] = torch.from_numpy(self._logprobs(batch, batch.loss_mask)).to(self.device)
+            tensors["proximal"] = self._on_device(self._logprobs(batch, batch.loss_mask))
         learning_rate = self._begin_step()
         totals = torch.zeros(len(POLICY_SUMS), dtype=torch.float64, device=self.device)
         maxima = torch.zeros(len(POLICY_MAXIMA), dtype=torch.float64, device=self.device)
@@ -130,13 +127,10 @@ class FSDPEngine(TrainEngine):
             if not num_tokens:
                 num_skipped += 1
                 continue
-            sums = torch.zeros_like(totals)
-            for micro_batch in plan:
-                num_rows += micro_batch.num_rows
-                num_micro_batches += 1
-                terms = self._policy_pass(micro_batch, tensors, num_tokens)
-                sums += terms[0]
-                maxima = torch.maximum(maxima, terms[1])
+            sums, batch_maxima = self._accumulate_gradients(plan, tensors, num_tokens)
+            num_rows += sum(micro_batch.num_rows for micro_batch in plan)
+            num_micro_batches += len(plan)
+            maxima = torch.maximum(maxima, batch_maxima)
             grad_norm, applied = self._apply_gradients(sums[0])
             totals += sums
             if applied:
@@ -219,6 +213,9 @@ class FSDPEngine(TrainEngine):
     def _check(self, batch: TrainBatch) -> None:
         check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
 
+    def _on_device(self, values: FloatArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+
     def _begin_step(self) -> float:
         """Set the step's learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
         rate = self.learning_rate
@@ -257,25 +254,30 @@ class FSDPEngine(TrainEngine):
             chunk_tokens=self._train.logprob_chunk_tokens,
         )
 
-    def _policy_pass(
-        self, micro_batch: MicroBatch, tensors: dict[str, torch.Tensor], num_tokens: int
+    def _accumulate_gradients(
+        self, plan: list[MicroBatch], tensors: dict[str, torch.Tensor], num_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward of one micro-batch; returns its metric sums and maxima, still on the device."""
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference, _ = self._forward(self.reference, micro_batch)
-        logprobs, entropy = self._forward(self.model, micro_batch)
-        terms = policy_loss(
-            logprobs,
-            algorithm=self._algorithm,
-            num_global_tokens=num_tokens,
-            reference=reference,
-            entropy=entropy,
-            **{name: values.index_select(0, micro_batch.positions) for name, values in tensors.items()},
-        )
-        terms.loss.backward()
-        return terms.sums, terms.maxima
+        """Forward and backward of every micro-batch; returns metric sums and maxima, float64, still on the device."""
+        sums = torch.zeros(len(POLICY_SUMS), dtype=torch.float64, device=self.device)
+        maxima = torch.zeros(len(POLICY_MAXIMA), dtype=torch.float64, device=self.device)
+        for micro_batch in plan:
+            reference = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    reference, _ = self._forward(self.reference, micro_batch)
+            logprobs, entropy = self._forward(self.model, micro_batch)
+            terms = policy_loss(
+                logprobs,
+                algorithm=self._algorithm,
+                num_global_tokens=num_tokens,
+                reference=reference,
+                entropy=entropy,
+                **{name: values.index_select(0, micro_batch.positions) for name, values in tensors.items()},
+            )
+            terms.loss.backward()
+            sums += terms.sums
+            maxima = torch.maximum(maxima, terms.maxima)
+        return sums, maxima
 
     def _apply_gradients(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Clip and step unless the loss or the gradient is not finite; returns the norm before clipping and whether it stepped."""

@@ -64,14 +64,16 @@ def load_policy(path: Path | str, config: ModelConfig) -> PreTrainedModel:
 def output_head(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [V, H] and bias [V] of the layer that makes the logits."""
     head = model.get_output_embeddings()
-    weight: torch.Tensor = head.weight
+    weight = head.weight
+    assert isinstance(weight, torch.Tensor)
     bias: torch.Tensor | None = getattr(head, "bias", None)
     return weight, bias
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """Ids that the input embedding knows."""
-    weight: torch.Tensor = model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
     return weight.shape[0]
 
 
