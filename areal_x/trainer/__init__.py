@@ -1,0 +1,1 @@
+"""The training loop, its warm start, evaluation and the wiring of the roles."""

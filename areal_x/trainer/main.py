@@ -1,0 +1,74 @@
+"""The three things that a configuration can be used for: train, fine-tune, evaluate. Called by the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.trainer.session import run_evaluation, run_supervised, run_training
+
+__all__ = ["evaluate", "sft", "train"]
+
+INTERRUPTED = 130
+
+
+def train(config: ExperimentConfig) -> int:
+    """Warm start if asked, evaluate, train, evaluate, write the policy and the report. Returns the exit status."""
+    return _run(run_training(config))
+
+
+def sft(config: ExperimentConfig) -> int:
+    """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
+    return _run(run_supervised(config))
+
+
+def evaluate(config: ExperimentConfig) -> int:
+    """Measure ``model.path`` on the held-out items."""
+    return _run(run_evaluation(config))
+
+
+def _run(session: Coroutine[Any, Any, None]) -> int:
+    """Run one session on a fresh event loop (uvloop where it is installed). SIGTERM ends it as Ctrl-C does."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_until_terminated(session))
+    except KeyboardInterrupt:
+        _leave_at_once()
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+    return 0
+
+
+async def _until_terminated(session: Coroutine[Any, Any, None]) -> None:
+    """Turn SIGTERM into the interrupt that the runner already handles."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    await session
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The first error that is not a group: what a person wants to read."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _leave_at_once() -> None:
+    """Leave without waiting for a training step in progress: all files are written and closed by now."""
+    print("areal-x: interrupted; everything reported so far is in the run's directory", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)

@@ -1,0 +1,182 @@
+"""Builds the roles of a run from its configuration, and takes them down again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from areal_x.api.config import ExperimentConfig, SamplingConfig
+from areal_x.api.engine_api import InferenceEngine, WeightSync
+from areal_x.api.import_paths import load_object
+from areal_x.api.records import IntArray, SamplingParams
+from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.api.workflow_api import RolloutWorkflow
+from areal_x.process_pool import ProcessPool
+from areal_x.reward.registry import get_reward_fn
+from areal_x.rollout.dataset import Items, load_dataset_items
+from areal_x.rollout.executor import GroupFilter
+from areal_x.workflow.build import build_workflow
+
+if TYPE_CHECKING:
+    from areal_x.engine.train.fsdp_engine import FSDPEngine
+
+__all__ = [
+    "Data",
+    "load_data",
+    "load_filter",
+    "load_supervised",
+    "load_tokenizer",
+    "make_inference_engine",
+    "make_reward",
+    "make_train_engine",
+    "make_workflow",
+    "prepare_model",
+    "sampling_params",
+    "token_texts",
+]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training items, and held-out ones (there may be none)."""
+
+    train: Items
+    held_out: Items
+
+
+def load_data(config: ExperimentConfig) -> Data:
+    """Read all data before anything heavy starts, so that a bad line costs no minutes."""
+    train = load_dataset_items(config.data, "train")
+    return Data(train, load_dataset_items(config.data, "eval"))
+
+
+def load_supervised(config: ExperimentConfig, data: Data) -> Items:
+    """Items of the warm start: ``sft.path``, or the training items."""
+    if config.sft.path is None:
+        return data.train
+    return load_dataset_items(dataclasses.replace(config.data, path=config.sft.path, name=None), "train")
+
+
+def prepare_model(config: ExperimentConfig, run_dir: Path, data: Data) -> str:
+    """The model to load: ``model.path``, or a new one made by ``model.init`` from the run's own data and seed."""
+    if config.model.path is not None:
+        return config.model.path
+    from areal_x.engine.init_model import init_model
+
+    options = {name: value for name, value in (config.model.init or {}).items() if name != "architecture"}
+    texts = (value for item in data.train for value in item.values() if isinstance(value, str))
+    return str(init_model(run_dir / "initial_model", texts=texts, seed=config.seed, **options))
+
+
+def load_tokenizer(config: ExperimentConfig, model_path: str) -> Any:
+    """The tokenizer beside the model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
+
+
+def sampling_params(sampling: SamplingConfig) -> SamplingParams:
+    """The record that travels with each request."""
+    return SamplingParams(
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+    )
+
+
+async def make_reward(config: ExperimentConfig, data: Data, stack: AsyncExitStack) -> AsyncRewardWrapper:
+    """The run's reward on the run's process pool, its module imported before any deadline runs."""
+    pool = ProcessPool(
+        num_workers=config.reward.num_workers,
+        memory_limit_bytes=int(config.reward.memory_limit_gib * 2**30),
+    )
+    stack.push_async_callback(pool.close)
+    name = config.reward.fn or data.train.name
+    function = get_reward_fn(name, dataset=data.train.name, **config.reward.kwargs)
+    reward = AsyncRewardWrapper(function, timeout_seconds=config.reward.timeout_seconds, pool=pool)
+    columns = data.train[0].keys() - {config.data.prompt_key}
+    reward.check_columns(columns)
+    await reward.start()
+    return reward
+
+
+def make_workflow(
+    config: ExperimentConfig, tokenizer: Any, reward: AsyncRewardWrapper, sampling: SamplingConfig
+) -> RolloutWorkflow:
+    """The configured workflow with its own sampling parameters."""
+    available = {
+        "reward_fn": reward,
+        "tokenizer": tokenizer,
+        "sampling": sampling_params(sampling),
+        "prompt_key": config.data.prompt_key,
+        "system_prompt": config.data.system_prompt,
+        "chat_template": config.data.chat_template,
+    }
+    return build_workflow(config.workflow.path, available, config.workflow.kwargs)
+
+
+def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
+    """The policy to train. Its log-probabilities are those of the temperature that samples are drawn at."""
+    from areal_x.engine.train.fsdp_engine import FSDPEngine
+
+    return FSDPEngine(
+        model_path,
+        config.train,
+        config.algorithm,
+        config.model,
+        temperature=config.rollout.sampling.temperature,
+    )
+
+
+def make_inference_engine(
+    config: ExperimentConfig, model_path: str, train_engine: FSDPEngine | None, log_dir: Path, stack: AsyncExitStack
+) -> tuple[InferenceEngine, WeightSync | None]:
+    """The configured inference engine, not yet started, and the way that new weights take to it; both end with ``stack``."""
+    from areal_x.engine.inference.embedded import EmbeddedEngine
+    from areal_x.engine.weights import SharedMemorySync, SharedWeights
+
+    shared = None
+    if train_engine is not None:
+        shared = SharedWeights.create(train_engine.named_weights())
+        stack.callback(shared.close)
+    engine = EmbeddedEngine(
+        model_path,
+        num_slots=config.rollout.num_slots,
+        max_length=config.rollout.max_length,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        num_threads=config.rollout.num_threads,
+        kv_on_update=config.rollout.kv_on_update,
+        weights=shared,
+        log_path=log_dir / "engine.log",
+        seed=config.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    stack.push_async_callback(engine.close)
+    if train_engine is None or shared is None:
+        return engine, None
+    return engine, SharedMemorySync(train_engine.named_weights, shared, [engine])
+
+
+def load_filter(config: ExperimentConfig) -> GroupFilter | None:
+    """The user's filter of complete groups, if any."""
+    if config.rollout.filter is None:
+        return None
+    loaded: GroupFilter = load_object(config.rollout.filter, "rollout.filter")
+    return loaded
+
+
+def token_texts(tokenizer: Any) -> Callable[[IntArray], list[str]]:
+    """A function that gives the text of each token of a sequence."""
+
+    def decode(ids: IntArray) -> list[str]:
+        return [str(text) for text in tokenizer.batch_decode([[int(token)] for token in ids])]
+
+    return decode

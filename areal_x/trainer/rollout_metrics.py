@@ -1,0 +1,30 @@
+"""What a step's metrics say about the episodes and their age."""
+
+from __future__ import annotations
+
+from areal_x.rollout.executor import RolloutExecutor
+
+__all__ = ["rollout_metrics"]
+
+
+def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:
+    """Running totals of episodes by how they ended, and the age of the tokens of the groups taken last."""
+    counts = executor.counts
+    over_age = executor.take_over_age()
+    metrics = {
+        "episodes/submitted": counts.submitted,
+        "episodes/trained": counts.trained,
+        "episodes/rejected": counts.rejected.total(),
+        "episodes/failed": counts.failed.total(),
+        "episodes/cancelled": counts.cancelled,
+        "rollout/in_flight": executor.num_running_episodes,
+        "rollout/queue": executor.num_ready_groups,
+        "rollout/masked_token_share": over_age.masked_share,
+        "rollout/wholly_masked_samples": over_age.num_wholly_masked_samples,
+        "staleness/mean_lag": over_age.mean_lag,
+    }
+    metrics |= {f"staleness/lag/{lag}": count for lag, count in sorted(over_age.lags.items())}
+    metrics |= {f"episodes/rejected/{reason}": count for reason, count in counts.rejected.items()}
+    metrics |= {f"episodes/failed/{reason}": count for reason, count in counts.failed.items()}
+    metrics |= {f"reward_outcomes/{status}": count for status, count in counts.failed_scores.items()}
+    return {name: float(value) for name, value in metrics.items()}

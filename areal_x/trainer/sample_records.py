@@ -1,0 +1,52 @@
+"""Which samples of a step are kept for people to look at: the best, the worst, and some drawn at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
+from areal_x.observe.trajectory_records import trajectory_record
+
+__all__ = ["choose_rows", "sample_records"]
+
+
+def choose_rows(rewards: Sequence[float], count: int, seed: int) -> list[int]:
+    """Indices of the best, the worst and random samples, ``count`` in all (all of them if negative), without repeats."""
+    if count < 0 or count >= len(rewards):
+        return list(range(len(rewards)))
+    order = sorted(range(len(rewards)), key=rewards.__getitem__)
+    num_best = (count + 2) // 3
+    num_worst = (count + 1) // 3
+    best, middle, worst = (
+        order[len(order) - num_best :],
+        order[num_worst : len(order) - num_best],
+        order[:num_worst],
+    )
+    return [*reversed(best), *worst, *random.Random(seed).sample(middle, count - num_best - num_worst)]
+
+
+def sample_records(
+    groups: Sequence[TrajectoryGroup],
+    advantages_S: FloatArray,
+    decode_tokens: Callable[[IntArray], list[str]],
+    *,
+    step: int,
+    version: int,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Records of the chosen samples of one step; ``advantages_S`` are in the order of the groups' trajectories."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    rewards = [float(reward) for group in groups for reward in group.rewards]
+    return [
+        trajectory_record(
+            trajectories[row],
+            decode_tokens(trajectories[row].input_ids),
+            step=step,
+            version=version,
+            reward=rewards[row],
+            advantage=float(advantages_S[row]),
+        )
+        for row in choose_rows(rewards, count, seed=step)
+    ]

@@ -1,0 +1,199 @@
+"""One run from beginning to end: which roles start when, and what is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.api.engine_api import InferenceEngine
+from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.observe.display import RunDisplay
+from areal_x.observe.run_writer import RunWriter
+from areal_x.rollout.data_stream import DataStream
+from areal_x.rollout.executor import RolloutExecutor
+from areal_x.trainer import roles
+from areal_x.trainer.evaluation import Evaluator
+from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.trainer import Trainer
+from areal_x.trainer.trainer_thread import TrainerThread
+from areal_x.trainer.warm_start import warm_start
+
+if TYPE_CHECKING:
+    from areal_x.engine.train.fsdp_engine import FSDPEngine
+
+__all__ = ["run_evaluation", "run_supervised", "run_training"]
+
+
+@dataclass
+class Run:
+    """What every kind of run has: its data, directory, writer and display."""
+
+    config: ExperimentConfig
+    data: roles.Data
+    directory: Path
+    writer: RunWriter
+    display: RunDisplay
+
+
+@asynccontextmanager
+async def open_run(config: ExperimentConfig, total_steps: int) -> AsyncIterator[Run]:
+    """Read the data, make the directory, open the files; close them whatever happens."""
+    data = roles.load_data(config)
+    directory = create_run_directory(config)
+    writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
+    display = RunDisplay(total_steps, progress=config.observe.progress)
+    status = "failed"
+    try:
+        yield Run(config, data, directory, writer, display)
+        status = "finished"
+    except asyncio.CancelledError:
+        status = "interrupted"
+        raise
+    finally:
+        display.close()
+        writer.close(status)
+
+
+async def run_training(config: ExperimentConfig) -> None:
+    """See ``main.train``."""
+    async with open_run(config, config.train.total_steps) as run, AsyncExitStack() as stack:
+        reward = await roles.make_reward(config, run.data, stack)
+        run.display.phase("loading the model")
+        model_path = roles.prepare_model(config, run.directory, run.data)
+        tokenizer = roles.load_tokenizer(config, model_path)
+        thread = TrainerThread()
+        stack.callback(thread.close)
+        train_engine = await thread.call(roles.make_train_engine, config, model_path)
+        engine, weight_sync = roles.make_inference_engine(config, model_path, train_engine, run.directory, stack)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(engine.start(), name="start the inference engine")
+            if config.sft.enabled:
+                group.create_task(supervise(run, tokenizer, train_engine, thread), name="warm start")
+        if config.sft.enabled:
+            train = config.train
+            train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+            train_engine.version += 1
+            await weight_sync.publish(train_engine.version)
+        evaluator = make_evaluator(run, tokenizer, reward, engine)
+        await evaluator.evaluate(0, train_engine.version)
+        executor = make_executor(run, tokenizer, reward, engine, train_engine.version)
+        trainer = Trainer(
+            config,
+            executor=executor,
+            engine=engine,
+            train_engine=train_engine,
+            weight_sync=weight_sync,
+            thread=thread,
+            writer=run.writer,
+            display=run.display,
+            evaluate=evaluator.evaluate,
+            decode_tokens=roles.token_texts(tokenizer),
+        )
+        await train_while_rolling_out(trainer, executor)
+        await evaluator.evaluate(config.train.total_steps, train_engine.version)
+        save_policy(run, train_engine, tokenizer)
+    finish(run)
+
+
+async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -> None:
+    """Run both until the trainer is done; whichever fails ends the other."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(executor.run(), name="rollout")
+        await trainer.run()
+        await executor.stop()
+
+
+async def run_supervised(config: ExperimentConfig) -> None:
+    """See ``main.sft``."""
+    async with open_run(config, config.sft.steps) as run, AsyncExitStack() as stack:
+        model_path = roles.prepare_model(config, run.directory, run.data)
+        tokenizer = roles.load_tokenizer(config, model_path)
+        thread = TrainerThread()
+        stack.callback(thread.close)
+        train_engine = await thread.call(roles.make_train_engine, config, model_path)
+        await supervise(run, tokenizer, train_engine, thread)
+        save_policy(run, train_engine, tokenizer)
+    print(f"wrote {run.directory / 'policy'}; use it with model.path={run.directory / 'policy'}")
+
+
+async def supervise(run: Run, tokenizer: Any, train_engine: FSDPEngine, thread: TrainerThread) -> None:
+    """The supervised phase of a run, on ``sft.path`` or the run's own items."""
+    items = roles.load_supervised(run.config, run.data)
+    await warm_start(run.config, items, tokenizer, train_engine, thread, writer=run.writer, display=run.display)
+
+
+async def run_evaluation(config: ExperimentConfig) -> None:
+    """See ``main.evaluate``."""
+    async with open_run(config, 0) as run, AsyncExitStack() as stack:
+        if not run.data.held_out:
+            raise DataError("there is nothing to evaluate on; set data.eval_path")
+        if config.model.path is None:
+            raise ConfigError("model.path is not set; name the model to evaluate")
+        reward = await roles.make_reward(config, run.data, stack)
+        tokenizer = roles.load_tokenizer(config, config.model.path)
+        engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
+        await engine.start()
+        metrics = await make_evaluator(run, tokenizer, reward, engine).evaluate(0, 0)
+    for name, value in metrics.items():
+        print(f"{name} {value:.4f}")
+
+
+def make_evaluator(run: Run, tokenizer: Any, reward: AsyncRewardWrapper, engine: InferenceEngine) -> Evaluator:
+    """The evaluator of the run's held-out items."""
+    return Evaluator(
+        run.config,
+        engine=engine,
+        workflow=roles.make_workflow(run.config, tokenizer, reward, run.config.evaluation.sampling),
+        items=run.data.held_out,
+        dataset=run.data.held_out.name,
+        writer=run.writer,
+        display=run.display,
+    )
+
+
+def make_executor(
+    run: Run, tokenizer: Any, reward: AsyncRewardWrapper, engine: InferenceEngine, version: int
+) -> RolloutExecutor:
+    """The executor on an endless stream of the training items, shuffled from the run's seed."""
+    config = run.config
+    stream = DataStream(run.data.train, seed=config.seed, shuffle=config.data.shuffle)
+    return RolloutExecutor(
+        engine=engine,
+        workflow=roles.make_workflow(config, tokenizer, reward, config.rollout.sampling),
+        items=(item for _, item in stream),
+        config=config.rollout,
+        groups_per_step=config.groups_per_step,
+        on_failure=config.reward.on_failure,
+        seed=config.seed,
+        group_filter=roles.load_filter(config),
+        max_failure_rate=config.reward.max_failure_rate,
+        failure_window=config.reward.failure_window,
+        version=version,
+        on_span=lambda lane, start, end: run.writer.add_span(lane, "", start, end),
+    )
+
+
+def save_policy(run: Run, train_engine: FSDPEngine, tokenizer: Any) -> None:
+    """Write the policy and its tokenizer in Hugging Face format."""
+    train_engine.save(run.directory / "policy")
+    tokenizer.save_pretrained(run.directory / "policy")
+
+
+def finish(run: Run) -> None:
+    """Write the pictures and the report, and say how the run went."""
+    from areal_x.observe.curves import write_curves
+    from areal_x.observe.report import build_report
+    from areal_x.observe.summary import summary_lines
+
+    if run.config.observe.report:
+        write_curves(run.directory)
+        build_report(run.directory)
+    print("\n".join(summary_lines(run.directory)))

@@ -1,0 +1,65 @@
+"""The one thread in which the train engine works, so that the event loop keeps serving episodes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["TrainerThread"]
+
+Result = TypeVar("Result")
+
+
+class TrainerThread:
+    """Runs blocking calls one after another on a daemon thread; ``busy_seconds`` sums their wall-clock time.
+
+    A daemon thread, because an interrupted run must end within seconds even in the middle of a long training step; a
+    ``ThreadPoolExecutor`` would be joined at exit.
+    """
+
+    def __init__(self) -> None:
+        self.busy_seconds = 0.0
+        self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
+        self._thread.start()
+
+    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Await ``function(*args)`` on the thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._calls.put((loop, future, lambda: function(*args)))
+        return await future
+
+    def close(self) -> None:
+        """Let the thread end after the call that it is in."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            loop, future, function = call
+            started = time.monotonic()
+            result, error = None, None
+            try:
+                result = function()
+            # The boundary between the thread and the loop: whatever was raised is raised again where it is awaited.
+            except BaseException as raised:
+                error = raised
+            self.busy_seconds += time.monotonic() - started
+            try:
+                loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:
+                return  # the loop is closed: the run is over and nobody waits for this call
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
