@@ -1,0 +1,406 @@
+"""The rollout executor: items → episodes → groups → train steps.
+
+    items ──▶ admission ──▶ group_size episodes ──▶ complete group ──▶ filter ──▶ ready ──▶ next_batch / next_groups
+                 ▲                                    │ too small, rejected          │
+                 └──────── places come back ──────────┘          on_published ◀── trainer
+
+Everything happens on one event loop, in callbacks; there is no loop that polls.
+
+* **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, a free engine slot (or a short queue), and
+  not too many ready groups. It is unblocked by the end of a request, of an episode, of a group, by ``next_*`` and by
+  ``on_published``. It produces tasks, one for each episode.
+* **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing.
+* **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens that are too
+  old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
+
+Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it waits,
+while a short one can wait. Why few ready groups (``max_ready_groups``): what waits, ages. A small store is enough, since it
+only has to cover the difference between the engine's and the trainer's pace. Why a short queue at the engine: what waits
+there has no tokens yet and so does not age, and it refills a slot at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from areal_x.api.config import RolloutConfig
+from areal_x.api.engine_api import Generator, InferenceEngine
+from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.records import TrajectoryGroup
+from areal_x.api.workflow_api import RolloutWorkflow
+from areal_x.rollout.counts import EpisodeCounts
+from areal_x.rollout.deadlines import EpisodeDeadlines
+from areal_x.rollout.episode import EngineTraffic, Episode, EpisodeGenerator, EpisodeRecord
+from areal_x.rollout.failure_budget import FailureBudget
+from areal_x.rollout.groups import FailurePolicy, PendingGroup, assemble_group
+from areal_x.rollout.ledger import EpisodeLedger
+from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
+from areal_x.rollout.ready import ReadyGroup, ReadyGroups
+from areal_x.rollout.staleness import OverAgeCounts, StalenessBudget, mask_over_age
+
+__all__ = ["GroupFilter", "RolloutExecutor"]
+
+GroupFilter = Callable[[TrajectoryGroup], bool | str]
+_STOP_SECONDS = 3.0
+
+
+class RolloutExecutor:
+    """Keeps episodes in flight under the staleness bound and hands complete groups to the trainer.
+
+    Args:
+        engine: generates; already started.
+        workflow: runs one episode.
+        items: the data, one mapping of columns for each group.
+        config: group size, bound, slots, deadlines and failure limits.
+        groups_per_step: groups of one train step.
+        on_failure: what a failed score means: ``drop``, ``mask``, ``raise`` or a number.
+        seed: the run's seed; seeds requests in a synchronous run.
+        group_filter: true keeps a complete group, false or a reason rejects it.
+        max_failure_rate, failure_window: see ``FailureBudget``.
+        max_ready_groups: admission pauses while so many groups wait for the trainer. Default: a step and a quarter, for a
+            trainer that takes whole batches; a trainer that takes groups as they come wants about a quarter of a step.
+        min_samples: a group with fewer good samples is rejected. Default: two, or one when ``group_size`` is one.
+        bounded: false admits items without a staleness bound (evaluation).
+        lockstep: send requests in rounds, so that runs repeat bitwise. Default: when ``max_staleness`` is 0.
+        version: publications before this run.
+        on_group: called with each group as it becomes ready.
+        on_record: called with each episode's record when it reaches its end.
+        on_span: called with (lane, start, end) for each episode, generation and scoring, in ``time.monotonic()`` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: InferenceEngine,
+        workflow: RolloutWorkflow,
+        items: Iterator[Mapping[str, Any]],
+        config: RolloutConfig,
+        groups_per_step: int,
+        on_failure: str | float = "drop",
+        seed: int = 0,
+        group_filter: GroupFilter | None = None,
+        max_failure_rate: float = 0.5,
+        failure_window: int = 256,
+        max_ready_groups: int | None = None,
+        min_samples: int | None = None,
+        bounded: bool = True,
+        lockstep: bool | None = None,
+        version: int = 0,
+        on_group: Callable[[TrajectoryGroup], None] | None = None,
+        on_record: Callable[[EpisodeRecord], None] | None = None,
+        on_span: Callable[[str, float, float], None] | None = None,
+    ) -> None:
+        max_staleness = config.max_staleness if bounded else None
+        self.budget = StalenessBudget(
+            groups_per_step, config.group_size, max_staleness, config.max_concurrent, version
+        )
+        failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window)
+        self._ledger = EpisodeLedger(failures, on_record, on_span)
+        self._workflow = workflow
+        self._items = items
+        self._group_size = config.group_size
+        self._policy = FailurePolicy.parse(on_failure)
+        self._filter = group_filter
+        self._on_group = on_group
+        self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
+        self._max_ready = max_ready_groups or groups_per_step + max(1, groups_per_step // 4)
+        if self._max_ready < 1:
+            raise ConfigError(f"max_ready_groups is {max_ready_groups}; at least one group must be able to wait")
+        self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
+        self._traffic = EngineTraffic(engine, self._schedule_tick)
+        if lockstep is None:
+            lockstep = max_staleness == 0
+        self._lockstep = Lockstep(engine, seed, self._schedule_tick) if lockstep else None
+        self._deadlines = EpisodeDeadlines(config.episode_timeout_seconds, self._on_due)
+
+        self._episodes: dict[asyncio.Task[Any], Episode] = {}
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._open_groups: dict[int, PendingGroup] = {}
+        self._ready = ReadyGroups(self._nothing_comes)
+        self._over_age = OverAgeCounts()
+        self._next_group_id = 0
+        self._num_fresh = 0
+        self._items_ended = False
+        self._tick_scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    # ---- what the trainer calls -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until ``stop``. When it returns or raises, every episode has had its end.
+
+        Raises:
+            FailureBudgetError: too many episodes or scores failed.
+            EngineDiedError: the engine is gone.
+            RewardError: a score failed and ``on_failure`` is ``raise``.
+            Exception: whatever the item stream or the filter raised.
+        """
+        if self._loop is not None:
+            raise RuntimeError("an executor runs once; make a new one")
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        if self._stopped:
+            self._ended.set_result(None)
+        self._schedule_tick()
+        try:
+            await self._ended
+        finally:
+            self._end_run(self._error)
+            await self._shut_down()
+        if self._error is not None:
+            raise self._error
+
+    async def stop(self) -> None:
+        """End ``run``: cancel what is in flight and count it."""
+        self._end_run(None)
+        await self._shut_down()
+
+    async def next_batch(self, version: int | None = None) -> list[TrajectoryGroup]:
+        """The groups of one whole train step, the oldest that are ready, in the order of their ids. See ``next_groups``."""
+        num_groups = self.budget.groups_per_step
+        return await self.next_groups(num_groups, num_groups, version)
+
+    async def next_groups(self, at_most: int, at_least: int = 1, version: int | None = None) -> list[TrajectoryGroup]:
+        """Wait for ``at_least`` ready groups and take the oldest, ``at_most`` so many.
+
+        Tokens too old for a train step on weights ``version`` (default: those published last) are masked; ``take_over_age``
+        tells how many. A trainer that accumulates gradients can take the parts of one step as they come: samples that
+        finish while the step is under way then still join it, and fewer of their tokens are too old.
+
+        Raises:
+            DataError: the items ended and so many groups will never be ready.
+            Exception: what ended the run.
+        """
+        if not 1 <= at_least <= at_most:
+            raise ValueError(f"cannot take at least {at_least} and at most {at_most} groups")
+        await self._ready.wait(at_least, self._schedule_tick)
+        self._raise_if_ended()
+        if len(self._ready) < at_least:
+            failure = self._ledger.first_failure
+            raise DataError(
+                f"the data ended after {self._next_group_id} items: {len(self._ready)} groups are ready and {at_least} are "
+                "wanted; give more items or epochs, or a smaller train.batch_size"
+                + (f"; the first failure was:\n{failure}" if failure else "")
+            )
+        return self._take(at_most, self.budget.version if version is None else version)
+
+    async def remaining_groups(self, version: int | None = None) -> list[TrajectoryGroup]:
+        """Wait until the items have ended and every episode has run, and take all groups; raises what ended the run."""
+        await self._ready.wait(1 << 62, self._schedule_tick)
+        self._raise_if_ended()
+        return self._take(len(self._ready), self.budget.version if version is None else version)
+
+    def on_published(self, version: int) -> None:
+        """Weights of ``version`` are live in the engine: the places of the step before are free."""
+        self.budget.on_published(version)
+        self._schedule_tick()
+
+    def take_over_age(self) -> OverAgeCounts:
+        """What masking did to the groups taken since the last call."""
+        counts, self._over_age = self._over_age, OverAgeCounts()
+        return counts
+
+    @property
+    def counts(self) -> EpisodeCounts:
+        """Episodes by how they ended."""
+        return self._ledger.counts
+
+    @property
+    def num_ready_groups(self) -> int:
+        """Groups that wait for the trainer."""
+        return len(self._ready)
+
+    @property
+    def num_running_episodes(self) -> int:
+        """Episodes that run now."""
+        return len(self._episodes)
+
+    def check_conservation(self) -> None:
+        """Compare the books with the episodes that are there; raises ``AssertionError`` when one was lost."""
+        num_open = sum(episode.end is None for group in self._open_groups.values() for episode in group.episodes)
+        self.counts.check(num_open + self._ready.num_episodes)
+
+    # ---- admission --------------------------------------------------------------------------------------------------
+
+    def _schedule_tick(self) -> None:
+        if not self._tick_scheduled and self._loop is not None:
+            self._tick_scheduled = True
+            self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        """Admit what may be admitted, then serve those who wait: once for all events of a pass of the loop."""
+        self._tick_scheduled = False
+        if self._stopped:
+            return
+        # Tasks made by the last tick have had their first step: if they want the engine, its traffic counts them now.
+        self._num_fresh = 0
+        try:
+            while self._may_admit():
+                item = next(self._items, None)
+                if item is None:
+                    self._items_ended = True
+                    break
+                self._start_group(dict(item))
+        except Exception as error:  # the producer's boundary: a broken item stream ends the run with its own error
+            self._end_run(error)
+            return
+        if self._num_fresh:
+            self._schedule_tick()
+        if self._lockstep is not None:
+            self._lockstep.send_round_if_complete()
+        self._ready.wake()
+
+    def _may_admit(self) -> bool:
+        if self._items_ended or self.budget.num_admissible < 1:
+            return False
+        if self._lockstep is not None:
+            return True
+        if self._traffic.num_requests + self._num_fresh >= self._max_requests:
+            return False
+        return len(self._ready) < max(self._max_ready, self._ready.num_wanted)
+
+    def _start_group(self, item: dict[str, Any]) -> None:
+        assert self._loop is not None
+        self.budget.admit()
+        size = self._group_size
+        pending = PendingGroup(self._next_group_id, item, self.budget.version, size)
+        self._next_group_id += 1
+        self._open_groups[pending.group_id] = pending
+        self.counts.submitted += size
+        self._num_fresh += size
+        now = time.monotonic()
+        for index in range(size):
+            episode = Episode(pending, index, now)
+            pending.episodes.append(episode)
+            generator: Generator
+            if self._lockstep is None:
+                generator = EpisodeGenerator(self._traffic, episode)
+            else:
+                generator = LockstepGenerator(self._lockstep, episode)
+                self._lockstep.on_episode_started()
+            task = self._loop.create_task(self._workflow.arun_episode(generator, dict(item)))
+            episode.task = task
+            self._episodes[task] = episode
+            task.add_done_callback(self._on_task_done)
+            self._deadlines.add(episode)
+
+    # ---- settling ---------------------------------------------------------------------------------------------------
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        episode = self._episodes.pop(task, None)
+        if episode is not None:
+            self._settle(episode, task)
+            return
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # after its deadline nobody asks; without this the loop would print it
+
+    def _on_due(self, episode: Episode) -> None:
+        """The episode's time is over. The books do not wait for a workflow that holds on to its cancellation."""
+        task = episode.task
+        assert task is not None
+        del self._episodes[task]
+        self._abandoned.add(task)
+        task.cancel()
+        self._settle(episode, None)
+
+    def _settle(self, episode: Episode, task: asyncio.Task[Any] | None) -> None:
+        """An episode runs no longer: account for it, and for its group if it was the last. No ``task``: its time is over."""
+        episode.finished_at = time.monotonic()
+        episode.task = None
+        self.budget.on_episode_ended()
+        if self._lockstep is not None:
+            self._lockstep.on_episode_ended()
+        pending = episode.group
+        pending.num_open -= 1
+        if self._stopped:
+            if task is not None and not task.cancelled():
+                task.exception()  # the run has its error; what its cancelled episodes raise is not another
+            return
+        try:
+            if task is not None:
+                self._ledger.account(episode, task)
+            else:
+                text = f"episode {episode.episode_id} took longer than {self._deadlines.seconds:g} s"
+                self._ledger.fail(episode, "episode_timeout", text)
+            if pending.num_open == 0:
+                self._complete_group(pending)
+        except BaseException as error:  # the run's boundary: a spent failure budget, a dead engine, a broken filter
+            self._end_run(error)
+        self._schedule_tick()
+
+    def _complete_group(self, pending: PendingGroup) -> None:
+        assembled = assemble_group(pending, self._policy, self._min_samples)
+        verdict = assembled.group is not None and (self._filter is None or self._filter(assembled.group))
+        del self._open_groups[pending.group_id]
+        for episode, reason in assembled.failed:
+            self._ledger.close(episode, "failed", reason)
+        for episode, reason in assembled.rejected:
+            self._ledger.close(episode, "rejected", reason)
+        if assembled.group is not None and verdict is True:
+            self.budget.on_accepted()
+            self._ready.put(ReadyGroup(pending.group_id, assembled.group, assembled.kept))
+            if self._on_group is not None:
+                self._on_group(assembled.group)
+            return
+        self.budget.on_rejected()
+        for episode in assembled.kept:
+            self._ledger.close(episode, "rejected", verdict if isinstance(verdict, str) else "filter")
+
+    # ---- consumption ------------------------------------------------------------------------------------------------
+
+    def _take(self, num_groups: int, version: int) -> list[TrajectoryGroup]:
+        taken = self._ready.take(num_groups)
+        for ready in taken:
+            for episode in ready.kept:
+                self._ledger.close(episode, "trained")
+        groups = [ready.group for ready in taken]
+        self._over_age.add(mask_over_age(groups, version, self.budget.max_staleness))
+        self.check_conservation()
+        self._schedule_tick()
+        return groups
+
+    def _nothing_comes(self) -> bool:
+        return self._stopped or (self._items_ended and not self._open_groups)
+
+    def _raise_if_ended(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._stopped:
+            raise RuntimeError("the rollout executor was stopped")
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _end_run(self, error: BaseException | None) -> None:
+        if self._stopped:
+            return
+        self._error = error
+        self._stopped = True
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        self._ready.wake()
+
+    async def _shut_down(self) -> None:
+        """Cancel every task, wait for them, and give what is left its end. Safe to call twice."""
+        self._deadlines.stop()
+        tasks = [*self._episodes, *self._abandoned]
+        for task in tasks:
+            task.cancel()
+        if self._lockstep is not None:
+            await self._lockstep.stop()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+        for group in self._open_groups.values():
+            for episode in group.episodes:
+                if episode.end is None:
+                    self._ledger.close(episode, "cancelled")
+        self._open_groups.clear()
+        for ready in self._ready.take(len(self._ready)):
+            for episode in ready.kept:
+                self._ledger.close(episode, "cancelled")

@@ -1,0 +1,148 @@
+"""Accounts for episodes: how each ended, why, and when what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from areal_x.api.errors import EngineDiedError, PromptTooLongError
+from areal_x.api.reward_api import RewardError
+from areal_x.rollout.counts import EpisodeCounts
+from areal_x.rollout.episode import Episode, EpisodeEnd, EpisodeRecord
+from areal_x.rollout.failure_budget import FailureBudget
+from areal_x.rollout.groups import check_trajectories
+
+__all__ = ["EpisodeLedger"]
+
+
+class EpisodeLedger:
+    """Turns the ways in which episodes end into counts and records.
+
+    Args:
+        failures: says when there were too many.
+        on_record: called once for each episode, when it reaches its end.
+        on_span: called with (lane, start, end), in ``time.monotonic()`` seconds, when an episode has stopped running.
+    """
+
+    def __init__(
+        self,
+        failures: FailureBudget,
+        on_record: Callable[[EpisodeRecord], None] | None = None,
+        on_span: Callable[[str, float, float], None] | None = None,
+    ) -> None:
+        self.counts = EpisodeCounts()
+        self._failures = failures
+        self._on_record = on_record
+        self._on_span = on_span
+
+    @property
+    def first_failure(self) -> str | None:
+        """The traceback or reason of the run's first failure."""
+        return self._failures.first_failure
+
+    def account(self, episode: Episode, task: asyncio.Task[Any]) -> None:
+        """The episode's boundary: every way in which a workflow can end becomes data here, and its siblings go on.
+
+        Raises:
+            FailureBudgetError: this failure was one too many.
+            EngineDiedError: the engine is gone, which no other episode can survive either.
+        """
+        if task.cancelled():
+            self.fail(episode, "CancelledError", "the workflow cancelled itself")
+            return
+        error = task.exception()
+        if error is None:
+            self._account_result(episode, task.result())
+        elif isinstance(error, PromptTooLongError):
+            self.close(episode, "rejected", "prompt_too_long")
+        else:
+            text = "".join(traceback.format_exception(error)).rstrip()
+            self._count_failure(episode, type(error).__name__, text)
+            if isinstance(error, EngineDiedError) or not isinstance(error, Exception):
+                raise error
+            if isinstance(error, RewardError):
+                self.counts.failed_scores[type(error).__name__] += 1
+                self._failures.on_score(text)
+            self._failures.on_episode(text)
+        if self._on_span is not None:
+            self._emit_spans(episode)
+
+    def fail(self, episode: Episode, reason: str, text: str) -> None:
+        """An episode failed for ``reason``; raises ``FailureBudgetError`` if it was one too many."""
+        self._count_failure(episode, reason, text)
+        self._failures.on_episode(text)
+
+    def close(self, episode: Episode, end: EpisodeEnd, reason: str | None = None) -> None:
+        """The episode reached its one end."""
+        if episode.end is not None:
+            raise AssertionError(f"episode {episode.episode_id} ended twice: {episode.end}, then {end}")
+        episode.end = end
+        counts = self.counts
+        if end == "trained":
+            counts.trained += 1
+        elif end == "rejected":
+            counts.rejected[reason or "rejected"] += 1
+        elif end == "failed":
+            counts.failed[reason or "failed"] += 1
+        else:
+            counts.cancelled += 1
+        if self._on_record is not None:
+            self._on_record(_record(episode, end, reason))
+
+    def _account_result(self, episode: Episode, result: Any) -> None:
+        if result is None:
+            self._failures.on_episode(None)
+            self.close(episode, "rejected", "workflow")
+            return
+        try:
+            episode.trajectories = check_trajectories(result)
+        except TypeError as error:
+            self.fail(episode, "TypeError", str(error))
+            return
+        self._failures.on_episode(None)
+        for trajectory in episode.trajectories:
+            outcome = trajectory.outcome
+            if outcome is None or outcome.status in ("ok", "not_applicable"):
+                self._failures.on_score(None)
+            else:
+                text = outcome.error or outcome.status
+                self.counts.failed_scores[outcome.status] += 1
+                self.counts.first_tracebacks.setdefault(f"reward_{outcome.status}", text)
+                self._failures.on_score(text)
+
+    def _count_failure(self, episode: Episode, reason: str, text: str) -> None:
+        self.counts.first_tracebacks.setdefault(reason, text)
+        self.close(episode, "failed", reason)
+
+    def _emit_spans(self, episode: Episode) -> None:
+        assert self._on_span is not None
+        self._on_span("episode", episode.started_at, episode.finished_at)
+        for start, end in episode.generations:
+            self._on_span("generation", start, end)
+        scoring = _scoring(episode)
+        if scoring is not None:
+            self._on_span("scoring", *scoring)
+
+
+def _scoring(episode: Episode) -> tuple[float, float] | None:
+    if not episode.trajectories:
+        return None
+    outcome = episode.trajectories[-1].outcome
+    if outcome is None or not outcome.started_at:
+        return None
+    return (outcome.started_at, outcome.started_at + outcome.seconds)
+
+
+def _record(episode: Episode, end: EpisodeEnd, reason: str | None) -> EpisodeRecord:
+    return EpisodeRecord(
+        episode_id=episode.episode_id,
+        group_id=episode.group.group_id,
+        end=end,
+        reason=reason,
+        started_at=episode.started_at,
+        finished_at=episode.finished_at,
+        generations=tuple(episode.generations),
+        scoring=_scoring(episode),
+    )

@@ -1,0 +1,75 @@
+"""The groups that are complete and wait for the trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import NamedTuple
+
+from areal_x.api.records import TrajectoryGroup
+from areal_x.rollout.episode import Episode
+
+__all__ = ["ReadyGroup", "ReadyGroups"]
+
+
+class ReadyGroup(NamedTuple):
+    """A complete group and those of its episodes that will be trained. Ordered by ``group_id``, which is unique."""
+
+    group_id: int
+    group: TrajectoryGroup
+    kept: list[Episode]
+
+
+class ReadyGroups:
+    """A store ordered by age: the group admitted first is taken first. One consumer.
+
+    Args:
+        nothing_comes: tells whether no further group will ever be put.
+    """
+
+    def __init__(self, nothing_comes: Callable[[], bool]) -> None:
+        self._nothing_comes = nothing_comes
+        self._heap: list[ReadyGroup] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self.num_wanted = 0
+        """Groups that the consumer waits for; 0 when it does not wait."""
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes that will be trained, of all groups."""
+        return sum(len(ready.kept) for ready in self._heap)
+
+    def put(self, ready: ReadyGroup) -> None:
+        """Add a group; ``wake`` tells the consumer."""
+        heapq.heappush(self._heap, ready)
+
+    def take(self, num_groups: int) -> list[ReadyGroup]:
+        """Remove the oldest groups, ``num_groups`` at most."""
+        return [heapq.heappop(self._heap) for _ in range(min(num_groups, len(self._heap)))]
+
+    def wake(self) -> None:
+        """Look whether the consumer's wait is over."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and self._is_over():
+            waiter.set_result(None)
+
+    async def wait(self, num_groups: int, on_wait: Callable[[], None]) -> None:
+        """Return when ``num_groups`` are there, or when nothing comes any more. ``on_wait`` is called if there is a wait."""
+        if self._waiter is not None:
+            raise RuntimeError("the executor serves one consumer; another one waits already")
+        self.num_wanted = num_groups
+        try:
+            if not self._is_over():
+                self._waiter = asyncio.get_running_loop().create_future()
+                on_wait()
+                await self._waiter
+        finally:
+            self._waiter = None
+            self.num_wanted = 0
+
+    def _is_over(self) -> bool:
+        return len(self._heap) >= self.num_wanted or self._nothing_comes()
