@@ -1,0 +1,58 @@
+# Every target sets itself up: a virtual environment in .venv, and the package in it. Choose another Python by
+# `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help quickstart test bench soak lint clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+# The directory alone is no proof of a working environment: an interrupted set-up leaves one behind.
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { echo "areal_x needs Python 3.11 or later; $(PYTHON) is not installed (set PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "areal_x needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1) (set PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; install its venv and pip modules" >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/base: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(STAMPS)/base
+
+$(STAMPS)/bench: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]'
+	@touch $@ $(STAMPS)/base $(STAMPS)/dev
+
+quickstart: $(STAMPS)/base ## train a small policy on arithmetic, in about three minutes
+	$(BIN)/areal-x train --config-name quickstart
+
+lint: $(STAMPS)/dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## lint, then all tests but the long proofs
+	$(BIN)/python -m pytest -m "not soak" tests/guards tests/config tests/cli tests/data
+	$(BIN)/python -m pytest -m "not soak" --ignore tests/guards --ignore tests/config --ignore tests/cli --ignore tests/data
+
+soak: $(STAMPS)/dev ## the long proofs
+	$(BIN)/python -m pytest -m soak
+
+bench: $(STAMPS)/bench ## all benchmarks; each prints its figure, the bound and the baseline
+	@status=0; for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; $(BIN)/python $$script || status=1; \
+	done; exit $$status
+
+clean: ## remove the environment, caches and builds; runs are kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
