@@ -53,8 +53,8 @@ def init_model(
         data: a JSON-lines or JSON file; the tokenizer is made from all text in it.
         texts: texts for the tokenizer, instead of ``data`` or beside it.
         limit: read only the first so many lines of a JSON-lines ``data`` file.
-        tokenizer: ``bpe`` (byte-level, any text round-trips, with a chat template) or ``characters`` (one token for each
-            character that occurs, no chat template).
+        tokenizer: ``bpe`` (byte-level, any text round-trips, with a chat template) or ``characters`` (one token for
+            each character that occurs, no chat template).
         vocab_size: tokens of the ``bpe`` tokenizer at most, special ones included; ``characters`` takes what it needs.
         hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: sizes of the model.
         max_length: longest sequence in tokens.

@@ -7,6 +7,7 @@ boxes cost milliseconds.
 from __future__ import annotations
 
 import re
+from collections import deque
 from fractions import Fraction
 
 __all__ = ["after_thinking", "last_boxed", "last_marked", "last_number", "parse_number"]
@@ -20,8 +21,8 @@ _PLAIN_FRACTION = re.compile(r"([-+]?)(\d+)/(\d+)")
 _LATEX_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{[^{}]*\}")
 _NOISE = re.compile(r"\\[,!; ]|\\(?:left|right)\b")
-_SIGNED_CURRENCY = re.compile(r"^([-+])\\?[$\u20ac\u00a3]")
-_AROUND = " \t\n*$~\\\u00b0\u20ac\u00a3"
+_SIGNED_CURRENCY = re.compile(r"^([-+])[$\u20ac\u00a3]")
+_AROUND = " \t\n*$~\u00b0\u20ac\u00a3"
 _WORDS_AROUND = re.compile(rf"[A-Za-z\s'():-]*?([-+]?(?:{_DIGITS}))[%A-Za-z\s'()-]*")
 _TAIL_WINDOWS = (256, 8192)
 MAX_NUMBER_LENGTH = 128
@@ -29,7 +30,7 @@ MAX_NUMBER_LENGTH = 128
 
 
 def after_thinking(completion: str, prompt: str = "") -> str | None:
-    """The text after the last ``</think>``; ``None`` inside a thought that was begun (also by the prompt) and not ended."""
+    """The text after the last ``</think>``; ``None`` inside an unfinished thought, which the prompt may have begun."""
     closed = completion.rfind("</think>")
     if completion.rfind("<think>") > closed:
         return None
@@ -62,12 +63,15 @@ def _last_complete_box(text: str, start: int) -> str | None:
             begin = open_braces.pop()
             if begin >= 0 and (last is None or begin > last[0]):
                 last = (begin, match.start())
-    bare = None
-    for bare in _BARE_BOX.finditer(text, start):
-        pass
+    bare = _last_match(_BARE_BOX, text, start)
     if bare is not None and (last is None or bare.start() > last[0]):
         return bare.group(1).strip()
     return text[last[0] : last[1]].strip() if last else None
+
+
+def _last_match(pattern: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
+    matches = deque(pattern.finditer(text, start), maxlen=1)
+    return matches[0] if matches else None
 
 
 def last_marked(text: str) -> str | None:
@@ -82,9 +86,7 @@ def last_number(text: str) -> str | None:
     """The last number in running text, as written (sign, currency, digit commas, decimals, simple fraction)."""
     for window in (*_TAIL_WINDOWS, len(text)):
         start = max(0, len(text) - window)
-        last = None
-        for last in _NUMBER.finditer(text, start):
-            pass
+        last = _last_match(_NUMBER, text, start)
         if start == 0 or (last is not None and last.start() > start + MAX_NUMBER_LENGTH):
             return last.group() if last else None
     return None
@@ -100,7 +102,7 @@ def parse_number(text: str) -> Fraction | None:
         return None
     text = text.strip()
     if not _WHOLE_NUMBER.fullmatch(text):
-        text = _NOISE.sub("", _UNIT.sub("", text).replace("{,}", ",").replace("\\%", "%"))
+        text = _NOISE.sub("", _UNIT.sub("", text).replace("{,}", ",").replace("\\%", "%").replace("\\$", "$"))
         text = text.rsplit("=", 1)[-1].strip(_AROUND).rstrip("%. " + _AROUND)
         text = _SIGNED_CURRENCY.sub(r"\1", text)
     if _WHOLE_NUMBER.fullmatch(text):

@@ -18,8 +18,8 @@ class FormatReward:
     r"""1 if the completion has the wanted shape, else 0: an answer line or box, tags in order, a regular expression.
 
     Args:
-        answer: ``marked`` (``#### x``) or ``boxed`` (``\boxed{x}``): the completion gives an answer in this form, outside
-            of an unfinished thought. The default when nothing else is asked for is ``marked``.
+        answer: ``marked`` (``#### x``) or ``boxed`` (``\boxed{x}``): the completion gives an answer in this form,
+            outside of an unfinished thought. The default when nothing else is asked for is ``marked``.
         tags: each tag is opened and closed exactly once, one after the other, for example ``[think, answer]``.
         pattern: a regular expression found somewhere in the completion (``.`` matches new lines, too; anchor it with
             ``^`` and ``$`` to ask for the whole).

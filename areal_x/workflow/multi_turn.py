@@ -21,12 +21,12 @@ __all__ = ["MultiTurnWorkflow"]
 class MultiTurnWorkflow(RolloutWorkflow):
     """Lets the model try again, told that it was wrong, until its reward is good or its turns are used up.
 
-    The trajectory's reward is the last turn's, times ``turn_discount ** (turns - 1)``; its mask covers exactly the sampled
-    tokens of all turns. Each turn's prompt is the ids of all turns before it with the feedback's ids appended.
+    The trajectory's reward is the last turn's, times ``turn_discount ** (turns - 1)``; its mask covers exactly the
+    sampled tokens of all turns. Each turn's prompt is the ids of all turns before it with the feedback's ids appended.
 
     Args:
-        reward_fn, tokenizer, sampling, prompt_key, system_prompt, chat_template: as for ``RLVRWorkflow``. In later turns
-            the reward's ``prompt`` is the whole conversation so far, its ``completions`` the last turn.
+        reward_fn, tokenizer, sampling, prompt_key, system_prompt, chat_template: as for ``RLVRWorkflow``. In later
+            turns the reward's ``prompt`` is the whole conversation so far, its ``completions`` the last turn.
         max_turns: turns at most.
         turn_discount: factor of the reward for each turn after the first.
         feedback: what the model is told; a user message, or plain text where ``chat_template`` is false.
@@ -107,10 +107,11 @@ class MultiTurnWorkflow(RolloutWorkflow):
     ) -> RewardOutcome:
         if response.stop_reason == "abort":
             return RewardOutcome("not_applicable", metadata={"reason": "aborted"})
-        return await self.reward.outcome(
+        outcome: RewardOutcome = await self.reward.outcome(
             prompt=prompt,
             completions=completion,
             prompt_ids=response.input_ids,
             completion_ids=response.output_ids,
             **columns,
         )
+        return outcome

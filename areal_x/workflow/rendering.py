@@ -124,7 +124,7 @@ class PromptRenderer:
         return ids
 
     def render_feedback(self, feedback: str) -> RenderedPrompt:
-        """What stands between two sampled assistant turns: the first one's end, a user turn, the second one's beginning.
+        """What stands between two sampled assistant turns: its end, a user turn, the next one's beginning.
 
         Raises:
             ConfigError: the chat template does not show an assistant's message as it is.

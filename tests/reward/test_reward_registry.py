@@ -1,0 +1,231 @@
+"""Selection of rewards by name, data set and import path, and what is bound to them."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from areal_x.api.errors import ConfigError
+from areal_x.api.import_paths import load_object
+from areal_x.api.reward_api import RewardResult
+from areal_x.reward import get_reward_fn, list_rewards, register_reward
+from areal_x.reward import registry as registry_module
+from areal_x.reward.arithmetic import arithmetic
+from areal_x.reward.gsm8k import gsm8k
+
+
+def own_reward(completions: str, answer: str, bonus: float = 0.0) -> float:
+    """A reward of one's own."""
+    return float(completions == answer) + bonus
+
+
+class OwnReward:
+    """A reward with options."""
+
+    def __init__(self, weight: float, dataset: str | None = None) -> None:
+        self.weight = weight
+        self.dataset = dataset
+
+    def __call__(self, completions: str) -> float:
+        return self.weight * len(completions)
+
+
+class NotCallable:
+    pass
+
+
+@pytest.fixture
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_rewards()
+    monkeypatch.setattr(registry_module, "_entries", dict(registry_module._entries))
+    monkeypatch.setattr(registry_module, "_name_of_dataset", dict(registry_module._name_of_dataset))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "GSM8K", "openai/gsm8k", "someone/Gsm8k"])
+def test_a_name_or_a_data_set_selects_a_builtin(name: str) -> None:
+    assert get_reward_fn(name) is gsm8k
+    assert get_reward_fn(None, dataset=name) is gsm8k
+
+
+def test_all_builtins_are_listed_with_a_summary() -> None:
+    entries = {entry.name: entry for entry in list_rewards()}
+    assert {"arithmetic", "composite", "format", "gsm8k"} <= set(entries)
+    assert entries["arithmetic"].target is arithmetic
+    assert all(entry.summary for entry in entries.values())
+    assert list(entries) == sorted(entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gsm8", "reward.fn='gsm8' is unknown; did you mean 'gsm8k'?"),
+        ("gsm8kk", "did you mean 'gsm8k'?"),
+        ("zzz", "known: arithmetic, composite, format, gsm8k"),
+        ("gsm8k_v2_socratic_long", "is unknown"),
+        ("no_such_package.module:fn", "no_such_package"),
+        ("missing.py:fn", "missing.py"),
+        ("missing.py", "names a file only"),
+        ("os.path:no_such_name", "no_such_name"),
+        ("os:sep", "is not a function or a class"),
+    ],
+)
+def test_an_unknown_reward_is_a_clear_error(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        get_reward_fn(name)
+    assert message in str(error.value)
+
+
+def test_a_data_set_without_a_reward_says_what_to_set() -> None:
+    with pytest.raises(ConfigError, match=r"data\.name='my_data' has no built-in reward; set reward\.fn"):
+        get_reward_fn(None, dataset="my_data")
+    with pytest.raises(ConfigError, match=r"set reward\.fn"):
+        get_reward_fn(None)
+
+
+def test_options_are_bound_by_name_and_survive_pickling() -> None:
+    bound = pickle.loads(pickle.dumps(get_reward_fn(f"{__name__}:own_reward" if __name__ in sys.modules else "gsm8k")))
+    assert callable(bound)
+    scored = pickle.loads(pickle.dumps(get_reward_fn("gsm8k", limit_value=-1.0)))
+    assert scored(completions=r"\boxed{10000000!}", answer="#### 72").value == -1.0
+    with pytest.raises(ConfigError, match=r"reward\.kwargs\.limit_valeu .*did you mean 'limit_value'"):
+        get_reward_fn("gsm8k", limit_valeu=1.0)
+
+
+def test_a_file_is_an_escape_hatch_and_its_function_pickles(tmp_path: Path) -> None:
+    (tmp_path / "helper_of_mine.py").write_text("WEIGHT = 2.0\n")
+    (tmp_path / "code.py").write_text(
+        "import helper_of_mine\n"
+        "def score(completions, bonus=0.0):\n    return helper_of_mine.WEIGHT * len(completions) + bonus\n"
+        "class Score:\n"
+        "    def __init__(self, bonus):\n        self.bonus = bonus\n"
+        "    def __call__(self, completions):\n        return score(completions, self.bonus)\n"
+    )
+    spec = f"{tmp_path / 'code.py'}"
+    function = get_reward_fn(f"{spec}:score", bonus=1.0)
+    assert function(completions="ab") == 5.0
+    assert pickle.loads(pickle.dumps(function))(completions="ab") == 5.0
+    assert get_reward_fn(f"{spec}:Score", bonus=3)(completions="a") == 5.0
+    assert load_object(f"{spec}:score", "reward.fn") is load_object(f"{spec}:score", "reward.fn")
+    with pytest.raises(ConfigError, match=r"needs reward\.kwargs\.bonus"):
+        get_reward_fn(f"{spec}:Score")
+    with pytest.raises(ConfigError, match="has no 'scores'"):
+        get_reward_fn(f"{spec}:scores")
+
+
+def test_what_a_module_raises_comes_through(tmp_path: Path) -> None:
+    (tmp_path / "broken_reward.py").write_text("raise RuntimeError('mine')\n")
+    with pytest.raises(RuntimeError, match="mine"):
+        get_reward_fn(f"{tmp_path / 'broken_reward.py'}:fn")
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_registering_selects_by_data_set_and_gives_the_data_set_to_a_class() -> None:
+    register_reward("own", datasets=["Mine"])(own_reward)
+    register_reward("own", datasets=["Mine"])(own_reward)
+    register_reward("own_class")(OwnReward)
+    assert get_reward_fn("someone/mine") is own_reward
+    assert get_reward_fn("own_class", dataset="mine", weight=2.0).dataset == "mine"
+    with pytest.raises(ConfigError, match=r"needs reward\.kwargs\.weight"):
+        get_reward_fn("own_class")
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_two_claims_on_a_name_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="reward name 'GSM8K' is claimed by"):
+        register_reward("GSM8K")(own_reward)
+    with pytest.raises(ConfigError, match="data set 'gsm8k' is claimed by rewards 'gsm8k' and 'own'"):
+        register_reward("own", datasets=["gsm8k"])(own_reward)
+    with pytest.raises(ConfigError, match="data set 'format' of reward 'own'"):
+        register_reward("own", datasets=["format"])(own_reward)
+    register_reward("own", datasets=["mine"])(own_reward)
+    with pytest.raises(ConfigError, match="'mine' is a data set of reward 'own'"):
+        register_reward("mine")(OwnReward)
+    assert "own" not in {entry.name for entry in list_rewards()} or get_reward_fn("own") is own_reward
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_what_cannot_be_called_or_imported_is_refused() -> None:
+    def local(completions: str) -> float:
+        return 0.0
+
+    with pytest.raises(ConfigError, match="top of a module"):
+        register_reward("local")(local)
+    register_reward("not_callable")(NotCallable)
+    with pytest.raises(ConfigError, match="without a __call__"):
+        get_reward_fn("not_callable")
+
+
+def test_composite_weighs_named_parts_and_logs_each() -> None:
+    reward = get_reward_fn("composite", dataset="openai/gsm8k", parts={"format": {"weight": 0.2}, "accuracy": 0.8})
+    reward = pickle.loads(pickle.dumps(reward))
+    right = reward(completions="so\n#### 72", answer="#### 72", prompt="How many?")
+    assert right == RewardResult(1.0, {"format": 1.0, "accuracy": 1.0}, metadata=right.metadata)
+    assert right.metadata["answer"] == "72"
+    assert reward(completions="so\n#### 71", answer="#### 72", prompt="").value == pytest.approx(0.2)
+    assert reward(completions="so 72", answer="#### 72", prompt="").parts == {"format": 0.0, "accuracy": 1.0}
+
+
+def test_composite_shows_the_arguments_of_its_parts_only() -> None:
+    reward = get_reward_fn("composite", parts={"length": {"fn": f"{__file__}:own_reward", "bonus": 1.0}, "format": 0.2})
+    parameters = inspect.signature(reward).parameters
+    assert set(parameters) == {"completions", "answer", "prompt"}
+    assert parameters["answer"].default is inspect.Parameter.empty
+    assert reward(completions="a", answer="a", prompt="", prompt_ids=[1]).value == 2.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "needs parts"),
+        ("format", "needs parts"),
+        ({"accuracy": 1.0}, r"set data\.name|has no built-in reward|no reward"),
+        ({"formatt": 1.0}, "did you mean 'format'"),
+        ({"format": "much"}, "weight='much' is not a number"),
+        ({"format": {"weight": 1, "patern": "x"}}, "did you mean 'pattern'"),
+    ],
+)
+def test_composite_refuses_wrong_parts(parts: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_reward_fn("composite", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "completion", "prompt", "value"),
+    [
+        ({}, "so\n#### 72", "", 1.0),
+        ({}, "72", "", 0.0),
+        ({}, "####", "", 0.0),
+        ({}, "<think> #### 72", "", 0.0),
+        ({"answer": "boxed"}, r"\boxed{72}", "", 1.0),
+        ({"answer": "boxed"}, r"\boxed{72", "", 0.0),
+        ({"tags": ["think", "answer"]}, "<think>a</think> <answer>b</answer>", "", 1.0),
+        ({"tags": ["think", "answer"]}, "<answer>b</answer><think>a</think>", "", 0.0),
+        ({"tags": ["think"]}, "<think>a</think><think>b</think>", "", 0.0),
+        ({"tags": ["think"]}, "a</think>b", "<think>\n", 1.0),
+        ({"tags": ["think"]}, "a</think>b", "", 0.0),
+        ({"pattern": r"^A.*Z$"}, "A\nZ", "", 1.0),
+        ({"pattern": r"^A.*Z$"}, "A\nZ.", "", 0.0),
+        ({"pattern": "72", "answer": "marked"}, "72", "", 0.0),
+    ],
+)
+def test_format(options: dict[str, object], completion: str, prompt: str, value: float) -> None:
+    reward = pickle.loads(pickle.dumps(get_reward_fn("format", **options)))
+    assert reward(completions=completion, prompt=prompt) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"answer": "box"}, "marked, boxed"), ({"pattern": "("}, "regular expression")]
+)
+def test_format_refuses_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_reward_fn("format", **options)
+
+
+def test_arithmetic_is_an_exact_match() -> None:
+    reward = get_reward_fn("arithmetic")
+    assert [reward(completions=text, answer=" 12") for text in ("12", " 12\n", "120", "012", "")] == [1, 1, 0, 0, 0]
+    assert reward(completions="12", answer=12) == 1.0
