@@ -2,7 +2,7 @@
 
 ::
 
-    trainer ──write_step / write_trajectories / add_span──▶ RunWriter ──▶ metrics.jsonl, trajectories.jsonl, timeline.jsonl
+    trainer ──write_step / write_trajectories / add_span──▶ RunWriter ──▶ metrics, trajectories, timeline .jsonl
        │                                                       └────────▶ TensorBoard, Weights & Biases (extras)
        └──phase / step──▶ RunDisplay ──▶ terminal
     run directory ──load_run──▶ build_report (report.html), write_curves (curves.png), summary_lines

@@ -67,7 +67,7 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
                 color=colour,
                 linewidth=1.2,
                 linestyle=(0, (4, 2)),
-                label=part,
+                label=f"{part} (reward part)",
             )
     for dataset, points in run.accuracies.items():
         axes.plot(
@@ -86,9 +86,9 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
                 axes.annotate(
                     f"{value:.2f}",
                     (step, value),
-                    xytext=(0, 9 if value < 0.9 else -15),
+                    xytext=(9, -4) if index == 0 else (0, -16),
                     textcoords="offset points",
-                    ha="center",
+                    ha="left" if index == 0 else "center",
                     color=_GREEN,
                     fontsize=9.5,
                     fontweight="bold",

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: step lines, and a live line below them where the terminal can show one."""
+"""What a person at the terminal sees of a run: step lines, and a live line below them where one can be shown."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["RunDisplay"]
 
 _LINES_BETWEEN_HEADERS = 40
+_NARROWEST_TERMINAL = 20
+"""Below so many columns (a terminal may claim to have none) a bar says nothing and Rich prints nothing."""
 
 
 class RunDisplay:
@@ -115,6 +117,8 @@ class RunDisplay:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         console = Console(file=self._stream)
+        if console.width < _NARROWEST_TERMINAL:
+            return
         # Two redraws a second: the display shares its core with the trainer.
         progress = Progress(
             SpinnerColumn(),

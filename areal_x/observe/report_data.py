@@ -43,6 +43,7 @@ def report_data(run: RunData) -> dict[str, Any]:
         "samples": {
             "best": [_sample(record) for record in chosen.best],
             "worst": [_sample(record) for record in chosen.worst],
+            "failed": [_sample(record) for record in chosen.failed],
             "first": [_sample(record) for record in chosen.first],
         },
         "outcomes": _outcomes(run),

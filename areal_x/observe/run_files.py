@@ -21,7 +21,7 @@ _PREFIX, _SUFFIX = "eval/", "/accuracy"
 
 @dataclass
 class RunData:
-    """What a run directory holds. ``steps``: one dict of metrics for each step, in order, step 0 being before training."""
+    """What a run directory holds. ``steps``: one dict of metrics for each step, in order; step 0 is before training."""
 
     run_dir: Path
     steps: list[dict[str, Any]] = field(default_factory=list)

@@ -1,8 +1,9 @@
-"""Chooses the trajectories that are worth showing: the best, the worst and the first."""
+"""Chooses the trajectories that are worth showing: the best, the worst, those without a reward, the first."""
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +16,23 @@ _LATE_SHARE = 0.8
 
 @dataclass
 class ChosenSamples:
-    """``best`` and ``worst`` are from the last fifth of the run, ``first`` from the first step that kept any."""
+    """``best`` and ``worst`` are from the last fifth of the run, ``first`` from the first step that kept any.
+
+    ``failed`` are the last samples without a reward: a failure is no number, so it has no rank.
+    """
 
     best: list[dict[str, Any]]
     worst: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
     first: list[dict[str, Any]]
 
 
 def choose_samples(run: RunData, count: int) -> ChosenSamples:
-    """At most ``count`` samples of each kind, of different prompts where there are enough, later ones first.
-
-    Samples without a reward rank below every reward: they are the ones to look at.
-    """
+    """At most ``count`` samples of each kind, of different prompts where there are enough, later ones first."""
     last_step = max((row["step"] for row in run.steps), default=0)
     early: list[dict[str, Any]] = []
     first_step: int | None = None
+    failed: deque[dict[str, Any]] = deque(maxlen=count)
     late = _Extremes(count)
     everything = _Extremes(count)
     for record in run.trajectories():
@@ -38,11 +41,15 @@ def choose_samples(run: RunData, count: int) -> ChosenSamples:
             first_step = step
         if step == first_step and len(early) < count:
             early.append(record)
-        everything.add(record)
+        reward = record.get("reward")
+        if not isinstance(reward, int | float):
+            failed.appendleft(record)
+            continue
+        everything.add(record, float(reward))
         if step >= _LATE_SHARE * last_step:
-            late.add(record)
+            late.add(record, float(reward))
     chosen = late if late.seen else everything
-    return ChosenSamples(chosen.best(), chosen.worst(), early)
+    return ChosenSamples(chosen.best(), chosen.worst(), list(failed), early)
 
 
 class _Extremes:
@@ -54,10 +61,8 @@ class _Extremes:
         self._best: list[tuple[float, int, dict[str, Any]]] = []
         self._worst: list[tuple[float, int, dict[str, Any]]] = []
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: dict[str, Any], value: float) -> None:
         self.seen += 1
-        reward = record.get("reward")
-        value = float(reward) if isinstance(reward, int | float) else float("-inf")
         for heap, key in ((self._best, value), (self._worst, -value)):
             entry = (key, self.seen, record)
             if len(heap) < 8 * self.count:

@@ -49,8 +49,8 @@ def step_header(total_steps: int, parts: Sequence[str] = ()) -> str:
 def step_line(metrics: Mapping[str, Any], total_steps: int, parts: Sequence[str] = ()) -> str:
     """One step for people. A metric that the step does not have leaves its column blank.
 
-    Columns: step of all, version, mean reward, its first three ``parts``, held-out accuracy (mean over data sets), loss,
-    mean and greatest lag in versions, share of sampled tokens masked as over age, samples per second, fraction of
+    Columns: step of all, version, mean reward, its first three ``parts``, held-out accuracy (mean over data sets),
+    loss, mean and greatest lag in versions, share of sampled tokens masked as over age, samples per second, fraction of
     bound, seconds of the step.
     """
     digits = _step_digits(total_steps)

@@ -34,6 +34,7 @@ def summary_lines(run_dir: Path) -> list[str]:
     chosen = choose_samples(run, 1)
     lines += [_sample_line("best sample", record) for record in chosen.best[:1]]
     lines += [_sample_line("worst sample", record) for record in chosen.worst[:1]]
+    lines += [_sample_line("not scored", record) for record in chosen.failed[:1]]
     files = ("report.html", "curves.png", "metrics.jsonl", "trajectories.jsonl")
     present = [name for name in files if (run.run_dir / name).is_file()]
     policy = [f"{path.name}/" for path in sorted(run.run_dir.glob("*")) if (path / "config.json").is_file()]

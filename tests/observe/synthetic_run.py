@@ -115,7 +115,7 @@ def make_metrics(rng: np.random.Generator, step: int, accuracy: float) -> dict[s
     return {
         "step": step,
         "version": step - 1,
-        "reward/mean": 0.2 + 0.8 * accuracy + rng.normal(0, 0.02),
+        "reward/mean": float(np.clip(0.2 + 0.8 * accuracy + rng.normal(0, 0.02), 0, 1)),
         "reward/std": 0.35,
         "reward/format": min(1.0, 0.9 + step / 400),
         "reward/accuracy": float(np.clip(accuracy + rng.normal(0, 0.025), 0, 1)),

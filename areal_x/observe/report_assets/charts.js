@@ -52,7 +52,7 @@ function formatNumber(value) {
   return value.toExponential(1);
 }
 
-const formatShare = (value) => `${Number((100 * value).toFixed(2))} %`;
+const formatShare = (value) => `${Number((100 * value).toFixed(2))}%`;
 
 function smoothed(points, width) {
   let sum = 0;
@@ -82,7 +82,7 @@ function lineChart(parent, { title, series, format = formatNumber, range = null,
     mark.style.background = one.colour;
     return element("span", {}, mark, one.name);
   }) : []));
-  parent.append(element("div", { class: "card" }, element("h3", {}, title), legend, plot, readout));
+  parent.append(element("div", { class: "card" }, element("div", { class: "chart-head" }, element("h3", {}, title), legend), plot, readout));
   const xs = known.flatMap((one) => one.points.map((point) => point[0]));
   const ys = known.flatMap((one) => one.points.map((point) => point[1]));
   const xLow = Math.min(...xs), xHigh = Math.max(...xs);
@@ -101,10 +101,10 @@ function lineChart(parent, { title, series, format = formatNumber, range = null,
       svg.append(shape("line", { class: "gridline", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
       svg.append(shape("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, format(tick)));
     }
-    for (const tick of niceTicks(xLow, xHigh, Math.max(2, Math.floor(width / 110))).filter(Number.isInteger)) {
+    for (const tick of niceTicks(xLow, xHigh, Math.max(2, Math.floor(width / 80))).filter(Number.isInteger)) {
       svg.append(shape("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, tick));
     }
-    svg.append(shape("text", { x: width - right, y: height - 8, "text-anchor": "end", class: "axis-name" }, ""));
+    svg.append(shape("text", { x: left - 8, y: height - 8, "text-anchor": "end" }, "step"));
     svg.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
     const path = (points) => points.map(([a, b], k) => `${k ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
     for (const one of known) {
@@ -176,7 +176,7 @@ function lagChart(parent) {
       const bar = shape("rect", { x: middle - slot * 0.36, width: slot * 0.72, y: y(share), height: Math.max(0, height - bottom - y(share)), rx: 3, fill: "var(--blue)" });
       bar.append(shape("title", {}, `lag ${lag}: ${formatShare(share)}, ${(counts.get(lag) || 0).toLocaleString("en-US")} tokens`));
       svg.append(bar);
-      if (slot > 44) svg.append(shape("text", { class: "strong", x: middle, y: y(share) - 6, "text-anchor": "middle" }, formatShare(share)));
+      if (slot > 44) svg.append(shape("text", { class: "strong", x: middle, y: y(share) - 6, "text-anchor": "middle" }, `${(100 * share).toFixed(1)}%`));
       if (lag % every === 0) svg.append(shape("text", { x: middle, y: height - 8, "text-anchor": "middle" }, lag));
     }
     if (Number.isInteger(bound)) {

@@ -1,5 +1,5 @@
 const NUM_COLOURS = 6;
-const SAMPLE_TABS = [["best", "Best"], ["worst", "Worst"], ["first", "From the first step"]];
+const SAMPLE_TABS = [["best", "Best"], ["worst", "Worst"], ["failed", "Not scored"], ["first", "From the first step"]];
 
 const inRuns = (runs, length) => { const inside = new Array(length).fill(false); for (const [start, end] of runs) inside.fill(true, start, end); return inside; };
 
@@ -29,12 +29,12 @@ function describeToken(fact, index, sample) {
 function tokenBox(sample, colourBy) {
   const facts = tokenFacts(sample);
   const versions = [...new Set(facts.map((fact) => fact.version).filter((version) => version !== null))].sort((a, b) => a - b);
-  const readout = element("p", { class: "readout", "aria-live": "polite" }, "Point at a token, tap it, or focus the box and use the arrow keys.");
+  const readout = element("p", { class: "readout", "aria-live": "polite" });
   const nodes = facts.map((fact) => {
     const node = element("span", {}, visibleText(fact.text));
     if (fact.version === null) node.className = "prompt";
-    else if (colourBy === "version") node.style.background = `var(--v${fact.version % NUM_COLOURS})`;
-    else if (fact.logprob !== null) node.style.background = `color-mix(in srgb, var(--v4) ${Math.round(100 * (1 - Math.exp(fact.logprob)))}%, var(--v1))`;
+    else if (colourBy === "version") node.style.backgroundColor = `var(--v${fact.version % NUM_COLOURS})`;
+    else if (fact.logprob !== null) node.style.backgroundColor = `color-mix(in srgb, var(--v4) ${Math.round(100 * (1 - Math.exp(fact.logprob)))}%, var(--v1))`;
     if (fact.version !== null && !fact.trained) node.classList.add("over-age");
     return node;
   });
@@ -66,7 +66,7 @@ function tokenLegend(sample, facts, versions, colourBy) {
   if (facts.some((fact) => fact.version === null)) entries.push(element("span", {}, "grey text: not sampled, masked"));
   if (colourBy === "version") for (const version of versions) entries.push(entry(`var(--v${version % NUM_COLOURS})`, `version ${version}${sample.version > version ? `, lag ${sample.version - version}` : ""}`));
   else entries.push(entry("var(--v1)", "p near 1"), entry("var(--v4)", "p near 0"));
-  if (facts.some((fact) => fact.version !== null && !fact.trained)) entries.push(element("span", {}, element("s", {}, "struck"), ": over age, masked"));
+  if (facts.some((fact) => fact.version !== null && !fact.trained)) entries.push(element("span", {}, element("i", { class: "box over-age" }), "hatched: over age, masked"));
   return element("div", { class: "legend" }, ...entries);
 }
 

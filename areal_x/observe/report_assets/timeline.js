@@ -3,8 +3,7 @@ const LANES = [
   ["scoring", "Scoring: rewards in flight", "var(--orange)", "area"],
   ["training", "Training", "var(--purple)", "bars"],
   ["weights", "Weight updates", "var(--pink)", "bars"],
-  ["evaluation", "Evaluation", "var(--green)", "bars"],
-  ["warm_start", "Warm start", "var(--teal)", "bars"],
+  ["evaluation", "Warm start and evaluation", "var(--green)", "bars"],
 ];
 
 // Adds the time-weighted mean count of one span to the bins that it overlaps.
@@ -35,7 +34,8 @@ function firstWindow(training, low, high) {
 }
 
 function timeLine(parent) {
-  const { spans, omitted, overlap } = data.timeline;
+  const { omitted, overlap } = data.timeline;
+  const spans = data.timeline.spans.map((span) => (span.lane === "warm_start" ? { ...span, lane: "evaluation" } : span));
   if (spans.length === 0) { parent.append(element("p", { class: "empty" }, "This run has no time line.")); return; }
   const known = LANES.map(([id, label, colour, kind]) => ({ id, label, colour, kind, spans: spans.filter((span) => span.lane === id) }));
   const named = new Set(LANES.map(([id]) => id));
@@ -115,14 +115,15 @@ function timeLine(parent) {
     for (let k = 0; k < count; k++) path += `L${(k / count * width).toFixed(1)} ${at(k).toFixed(1)}L${((k + 1) / count * width).toFixed(1)} ${at(k).toFixed(1)}`;
     path += `L${width} ${row.top + row.height}Z`;
     body.append(shape("path", { d: path, fill: row.lane.colour, "fill-opacity": 0.32, stroke: row.lane.colour, "stroke-width": 1.2 }));
-    body.append(shape("text", { x: width, y: row.top - 6, "text-anchor": "end" }, `up to ${formatNumber(highest)}`));
+    body.append(shape("text", { x: width, y: row.top - 6, "text-anchor": "end" }, `up to ${Math.round(highest * 10) / 10}`));
   }
 
   function drawBars(body, row, x) {
+    const names = [...new Set(row.lane.spans.map((span) => span.name))].sort();
     for (const span of row.lane.spans) {
       if (span.end < from || span.start > to) continue;
       const left = Math.max(x(span.start), -4), wide = Math.max(2, Math.min(x(span.end), width + 4) - left);
-      const bar = shape("rect", { x: left, y: row.top, width: wide, height: row.height, rx: Math.min(3, wide / 3), fill: row.lane.colour, "fill-opacity": 0.85 });
+      const bar = shape("rect", { x: left, y: row.top, width: wide, height: row.height, rx: Math.min(3, wide / 3), fill: row.lane.colour, "fill-opacity": [1, 0.8, 0.9][names.indexOf(span.name) % 3] });
       bar.append(shape("title", {}, describe(span)));
       body.append(bar);
       const text = String(span.name);
