@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from areal_x.api.config import ModelConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.records import TrainBatch
+from areal_x.engine.cpu_linear import use_onednn_linear
 from areal_x.engine.train.attention import PACKED_ATTENTION
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
 
@@ -52,6 +53,7 @@ def load_policy(path: Path | str, config: ModelConfig) -> PreTrainedModel:
         raise ConfigError(f"model.path: {path} could not be loaded: {str(error).splitlines()[0]}") from error
     torch.nn.Module.to(model, device)
     model.eval()
+    use_onednn_linear(model)
     for name in SCALED_LOGITS:
         if getattr(model.config, name, None) not in (None, 1.0):
             raise ConfigError(
