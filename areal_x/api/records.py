@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from areal_x.api.reward_api import RewardOutcome
+from areal_x.api.reward_records import RewardOutcome
 
 __all__ = [
     "NOT_GENERATED",

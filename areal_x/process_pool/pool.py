@@ -1,0 +1,477 @@
+"""The pool: queues, shares, retries and the life of its processes. Everything happens on one event loop.
+
+    submit ──▶ client's queue ──▶ (clients in turn) ──▶ worker ──▶ result ──▶ future
+                    ▲                                     │ deadline, crash
+                    └── retried once after a crash ◀──────┘ killed, replaced from the zygote
+
+It consumes: submissions, results (readable sockets), exits (the zygote's reports), timers. It waits for none of them in a
+loop of its own: each is a callback, and each callback ends by giving free workers their next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from areal_x.process_pool.calls import Call, CallResult, PoolClient, RegisteredFunction
+from areal_x.process_pool.errors import FunctionTransferError, PoolClosedError, PoolError
+from areal_x.process_pool.function_transfer import describe_function, dump_function
+from areal_x.process_pool.wire import CANNOT_ANSWER, encode_call
+from areal_x.process_pool.worker_link import WorkerLink
+from areal_x.process_pool.zygote_link import ZygoteLink
+
+__all__ = ["ProcessPool"]
+
+_logger = logging.getLogger("areal_x.process_pool")
+_MAX_ATTEMPTS = 2
+_MAX_FAILED_STARTS = 8
+_SHORT_SECONDS, _SHORT_DEPTH = 0.0005, 8
+_MEDIUM_SECONDS, _MEDIUM_DEPTH = 0.005, 2
+
+_open_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+
+
+class ProcessPool:
+    """Runs synchronous functions in killable worker processes.
+
+    Args:
+        num_workers: worker processes. Default: one for each core this process may use, eight at most.
+        memory_limit_bytes: address space that one worker may take, above what the imported modules take.
+        process_limit: processes and threads that one worker may have.
+        import_timeout_seconds: how long loading one function's modules may take.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        memory_limit_bytes: int = 4 << 30,
+        process_limit: int = 64,
+        import_timeout_seconds: float = 120.0,
+    ) -> None:
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+        self.num_workers = num_workers or min(len(os.sched_getaffinity(0)), 8)
+        self.memory_limit_bytes = memory_limit_bytes
+        self.process_limit = process_limit
+        self.import_timeout_seconds = import_timeout_seconds
+        self.num_spawned = 0
+        """Workers forked so far, replacements included."""
+        self.num_retried = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._zygote: ZygoteLink | None = None
+        self._workers: dict[int, WorkerLink] = {}
+        self._idle: list[WorkerLink] = []
+        self._ready: deque[PoolClient] = deque()
+        self._registrations: dict[bytes, asyncio.Future[RegisteredFunction]] = {}
+        self._functions: dict[int, RegisteredFunction] = {}
+        self._payloads: dict[int, bytes] = {}
+        self._num_loaded = 0
+        self._stale: set[int] = set()
+        self._next_call = self._next_worker = 0
+        self._failed_starts = 0
+        self._closing = False
+        self._broken: str | None = None
+        self._default_client = PoolClient()
+
+    async def __aenter__(self) -> ProcessPool:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- public ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind to the running loop and start the helper process. Safe to call twice."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and not self._closing:
+            return
+        if self._closing:
+            raise PoolClosedError("the process pool is closed")
+        if self._loop is not None:
+            raise PoolError("the process pool belongs to another event loop; make one pool for each loop")
+        if sys.platform != "linux":
+            raise PoolError(f"the process pool needs Linux (pidfd, prctl), this is {sys.platform}")
+        self._loop = loop
+        self._zygote = ZygoteLink(loop, self._on_reply, self._on_zygote_death)
+        _open_pools.add(self)
+
+    async def register(self, function: Callable[..., Any]) -> RegisteredFunction:
+        """Import the function's module in the helper process, once; calls of it need no import any more.
+
+        Workers that were forked before are replaced as they become free.
+
+        Raises:
+            FunctionTransferError: it cannot be sent (a lambda, a closure), or importing its module failed or took too long.
+        """
+        await self.start()
+        payload = dump_function(function)
+        future = self._registrations.get(payload)
+        if future is None:
+            self._check_open()
+            assert self._zygote is not None and self._loop is not None
+            future = self._registrations[payload] = self._loop.create_future()
+            number = len(self._functions)
+            self._functions[number] = RegisteredFunction(number, describe_function(function))
+            self._payloads[number] = payload
+            self._zygote.register(number, payload)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self.import_timeout_seconds)
+        except TimeoutError:
+            name = describe_function(function)
+            raise FunctionTransferError(
+                f"importing the module of {name} took more than {self.import_timeout_seconds:g} s in the helper process"
+            ) from None
+
+    async def call(
+        self,
+        function: RegisteredFunction,
+        kwargs: dict[str, Any],
+        timeout_seconds: float,
+        client: PoolClient | None = None,
+        int_lists: tuple[str, ...] = (),
+    ) -> CallResult:
+        """Run one call in a worker; returns how it ended.
+
+        Args:
+            function: from ``register``.
+            kwargs: arguments by name; pickled when a worker takes the call.
+            timeout_seconds: deadline, from the start of the work.
+            client: whose queue and share of the workers; default: one without a cap.
+            int_lists: names of arguments that are sequences of 32-bit integers and arrive as ``list[int]``.
+
+        Raises:
+            PoolClosedError: the pool was closed before the call ended.
+            PoolError: the pool's processes are gone for good.
+        """
+        if self._closing or self._broken is not None or self._loop is None:
+            self._check_open()
+        assert self._loop is not None
+        future: asyncio.Future[CallResult] = self._loop.create_future()
+        client = client or self._default_client
+        call = Call(client, function, kwargs, timeout_seconds, int_lists, future)
+        client.queue.append(call)
+        if not client.listed and (client.cap is None or client.running < client.cap):
+            client.listed = True
+            self._ready.append(client)
+        if self._idle:
+            self._feed(self._idle.pop())
+        elif not self._workers:
+            self._spawn_missing()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            for worker in self._workers.values():
+                worker.cancelled(call, time.monotonic())
+            raise
+
+    async def warm_up(self) -> None:
+        """Fork the workers now instead of at the first call."""
+        await self.start()
+        self._spawn_missing()
+
+    async def close(self) -> None:
+        """Kill all workers, end the helper process and release every descriptor. Calls that have not ended get
+        ``PoolClosedError``. Safe to call twice."""
+        if self._loop is None or self._closing:
+            self._closing = True
+            return
+        self._closing = True
+        self._fail_everything(PoolClosedError("the process pool was closed before the call ended"))
+        for worker in self._workers.values():
+            worker.kill("closed")
+            worker.close()
+        self._workers.clear()
+        self._idle.clear()
+        _open_pools.discard(self)
+        if self._zygote is not None:
+            await self._zygote.close()
+
+    def process_ids(self) -> list[int]:
+        """The helper's process id, for tests and monitors; all other processes descend from it."""
+        return [self._zygote.pid] if self._zygote is not None else []
+
+    # -- workers ---------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise PoolClosedError("the process pool is closed")
+        if self._broken is not None:
+            raise PoolError(self._broken)
+        if self._loop is None:
+            raise PoolError("the process pool has not been started")
+
+    def _spawn_missing(self) -> None:
+        while len(self._workers) < self.num_workers:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        assert self._loop is not None and self._zygote is not None
+        self._next_worker += 1
+        self.num_spawned += 1
+        worker = WorkerLink(self._next_worker, self._loop, self)
+        self._workers[worker.number] = worker
+        self._zygote.spawn(worker.number, self.memory_limit_bytes, self.process_limit, worker.child_descriptors)
+
+    def worker_ready(self, worker: WorkerLink) -> None:
+        """A new worker can take calls."""
+        self._failed_starts = 0
+
+    def worker_drained(self, worker: WorkerLink) -> None:
+        """All results that a worker had sent are read: give it more."""
+        if worker.number in self._stale:
+            if not worker.pending:
+                worker.kill("replaced")
+        else:
+            self._feed(worker)
+
+    def _feed(self, worker: WorkerLink) -> None:
+        pending = worker.pending
+        while True:
+            call = self._next()
+            if call is None:
+                break
+            if pending and len(pending) >= self._depth(pending[0], call):
+                self._put_back(call)
+                return
+            if call.payload is None and not self._encode(call):
+                continue
+            assert call.payload is not None
+            if not worker.send(call, call.payload, time.monotonic()):
+                self._put_back(call)
+                return
+        if not pending and worker not in self._idle:
+            self._idle.append(worker)
+
+    @staticmethod
+    def _depth(head: Call, call: Call) -> int:
+        """How many calls a worker may hold: one sent ahead hides the round trip, but waits behind the one that runs."""
+        seconds = max(head.function.mean_seconds, call.function.mean_seconds)
+        return _SHORT_DEPTH if seconds < _SHORT_SECONDS else _MEDIUM_DEPTH if seconds < _MEDIUM_SECONDS else 1
+
+    def _next(self) -> Call | None:
+        """The next call, clients in turn; O(1). It is charged to its client."""
+        ready = self._ready
+        while ready:
+            client = ready[0]
+            queue = client.queue
+            while queue:
+                call = queue.popleft()
+                if not call.future.done():
+                    break
+            else:
+                ready.popleft()
+                client.listed = False
+                continue
+            client.running += 1
+            if not queue or (client.cap is not None and client.running >= client.cap):
+                ready.popleft()
+                client.listed = False
+            elif len(ready) > 1:
+                ready.rotate(-1)
+            return call
+        return None
+
+    def _release(self, client: PoolClient) -> None:
+        client.running -= 1
+        if client.queue and not client.listed:
+            client.listed = True
+            self._ready.append(client)
+
+    def _put_back(self, call: Call) -> None:
+        call.client.queue.appendleft(call)
+        self._release(call.client)
+
+    def _encode(self, call: Call) -> bool:
+        try:
+            call.payload = encode_call(call.function.number, call.kwargs, call.int_lists)
+        except Exception as error:  # The boundary to the user's arguments: pickling runs their code.
+            text = f"an argument of {call.function.name} cannot be sent to a worker process: {type(error).__name__}: {error}"
+            self._finish(call, CallResult("error", None, text, type(error).__name__, text))
+            return False
+        self._next_call += 1
+        call.number = self._next_call
+        call.kwargs = {}
+        return True
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, call: Call, result: CallResult) -> None:
+        client = call.client
+        client.running -= 1
+        if client.queue and not client.listed:
+            client.listed = True
+            self._ready.append(client)
+        if not call.future.done():
+            call.future.set_result(result)
+
+    def worker_finished(self, worker: WorkerLink, call: Call, result: CallResult, left_processes: bool) -> None:
+        """A call came back."""
+        function = call.function
+        function.mean_seconds += (result.seconds - function.mean_seconds) * (0.1 if function.mean_seconds < 0.1 else 0.5)
+        if result.output:
+            _logger.debug("%s printed: %s", function.name, result.output)
+        self._finish(call, result)
+        if left_processes and worker.killed_for is None:
+            worker.take_back()
+            self._stale.add(worker.number)
+            if not worker.pending:
+                worker.kill("replaced")
+
+    def calls_taken_back(self, calls: list[Call]) -> None:
+        """These had been sent but not received: they go to the front of their queues and to whoever is free."""
+        for call in reversed(calls):
+            self._put_back(call)
+        self._feed_idle()
+
+    def _feed_idle(self) -> None:
+        while self._idle and self._ready:
+            self._feed(self._idle.pop())
+
+    def _worker_exited(self, worker: WorkerLink, status: int | None) -> None:
+        worker.read_last_results()
+        del self._workers[worker.number]
+        self._stale.discard(worker.number)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        worker.close()
+        if self._closing:
+            return
+        if not worker.ready and worker.killed_for != "replaced":
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                self._break(f"{_MAX_FAILED_STARTS} worker processes in a row died at their start ({_reason(status)})")
+                return
+        self._spawn()
+        pending = list(worker.pending)
+        if pending:
+            self._settle(worker, pending.pop(0), status)
+        for call in reversed(pending):
+            self._put_back(call)
+        self._feed_idle()
+
+    def _settle(self, worker: WorkerLink, call: Call, status: int | None) -> None:
+        """Decide about the call that ran when its worker ended."""
+        seconds = time.monotonic() - worker.head_started
+        timing = {"seconds": seconds, "started_at": worker.head_started, "attempts": call.attempts}
+        if worker.killed_for in ("timeout", "cancelled"):
+            text = f"{call.function.name} did not return within {call.timeout:g} s; its worker was killed"
+            self._finish(call, CallResult("timeout", None, text, **timing))
+        elif call.attempts < _MAX_ATTEMPTS and not call.future.done():
+            call.attempts += 1
+            self.num_retried += 1
+            self._put_back(call)
+        else:
+            reason = _reason(status) if status is not None else "it closed its connection"
+            text = f"the worker that ran {call.function.name} died {call.attempts} times: {reason}"
+            self._finish(call, CallResult("crash", None, text, **timing))
+
+    # -- the zygote ------------------------------------------------------------------------------------------------
+
+    def _on_reply(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
+        kind, *arguments = message
+        if kind == "spawned":
+            worker = self._workers.get(arguments[0])
+            if worker is None:
+                os.close(descriptors[0])
+            else:
+                worker.spawned(descriptors[0], arguments[1])
+        elif kind == "exited":
+            worker = self._workers.get(arguments[0])
+            if worker is not None:
+                self._worker_exited(worker, arguments[1])
+        elif kind == "registered":
+            self._on_registered(*arguments)
+        elif kind == "spawn_failed":
+            self._break(f"cannot fork a worker process: {arguments[1]}")
+
+    def _on_registered(self, number: int, error: tuple[str, str] | None, num_threads: int, threads: list[str]) -> None:
+        function = self._functions[number]
+        payload = self._payloads[number]
+        future = self._registrations[payload]
+        if error is not None:
+            del self._registrations[payload]
+            failure = FunctionTransferError(f"cannot load {function.name} in the helper process: {error[0]}")
+            failure.add_note(error[1])
+            if not future.done():
+                future.set_exception(failure)
+            return
+        if num_threads > 1:
+            _logger.warning(
+                "importing the module of %s started threads (%s); workers are forked without them",
+                function.name, ", ".join(threads) or f"{num_threads - 1} native",
+            )
+        for worker in self._workers.values():
+            self._stale.add(worker.number)
+            if worker.ready and not worker.pending:
+                worker.kill("replaced")
+        self._idle.clear()
+        if not future.done():
+            future.set_result(function)
+
+    def _on_zygote_death(self) -> None:
+        assert self._zygote is not None
+        self._break(f"the pool's helper process died: {self._zygote.exit_reason()}")
+
+    def _break(self, reason: str) -> None:
+        if self._closing or self._broken is not None:
+            return
+        self._broken = reason
+        _logger.error("process pool: %s", reason)
+        self._fail_everything(PoolError(reason))
+        for worker in self._workers.values():
+            worker.kill("closed")
+            worker.close()
+        self._workers.clear()
+        self._idle.clear()
+
+    def _fail_everything(self, error: PoolError) -> None:
+        futures: list[asyncio.Future[Any]] = [future for future in self._registrations.values() if not future.done()]
+        calls = [call for worker in self._workers.values() for call in worker.pending]
+        clients = {call.client for call in calls} | set(self._ready) | {self._default_client}
+        futures += [call.future for call in calls]
+        futures += [call.future for client in clients for call in client.queue]
+        for future in futures:
+            if not future.done():
+                future.set_exception(type(error)(*error.args))
+        for client in clients:
+            client.queue.clear()
+            client.running = 0
+            client.listed = False
+        self._ready.clear()
+
+    def _abandon(self) -> None:
+        """In a forked child: the descriptors belong to the parent, and a copy would keep the helper alive after it."""
+        self._closing = True
+        for worker in self._workers.values():
+            worker.abandon()
+        if self._zygote is not None:
+            self._zygote.abandon()
+
+
+def _reason(status: int | None) -> str:
+    if status is None:
+        return "killed"
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    code = os.WEXITSTATUS(status)
+    return "it could not answer: its connection was closed or its memory spent" if code == CANNOT_ANSWER else f"exit code {code}"
+
+
+def _abandon_in_child() -> None:
+    for pool in list(_open_pools):
+        pool._abandon()
+    _open_pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_in_child)
