@@ -31,7 +31,9 @@ def tiny_config(architecture: str, tied: bool) -> PreTrainedConfig:
     }
     if architecture == "llama":
         return LlamaConfig(**rotary)
-    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1} if "sliding" in architecture else {}
+    window = (
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1} if "sliding" in architecture else {}
+    )
     return Qwen3Config(head_dim=16, **rotary, **window)
 
 
@@ -41,7 +43,11 @@ class MakeModel(Protocol):
 
 class MakeBatch(Protocol):
     def __call__(
-        self, group_sizes: list[int], seed: int = 0, prompt: tuple[int, int] = (3, 9), completion: tuple[int, int] = (1, 20)
+        self,
+        group_sizes: list[int],
+        seed: int = 0,
+        prompt: tuple[int, int] = (3, 9),
+        completion: tuple[int, int] = (1, 20),
     ) -> TrainBatch: ...
 
 

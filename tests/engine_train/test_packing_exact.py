@@ -53,7 +53,9 @@ def packed_loss(engine: FSDPEngine, batch: TrainBatch) -> float:
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
 def relative_l2(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -69,7 +71,9 @@ def make_engine(path: Path, dtype: str = "float32", **train: object) -> FSDPEngi
     ("architecture", "tied"),
     [("qwen3", True), ("qwen3", False), ("llama", True), ("llama", False), ("gpt2", True), ("qwen3-sliding", True)],
 )
-def test_packed_equals_padded_equals_one_by_one(make_model, make_batch, architecture: str, tied: bool, budget: int) -> None:
+def test_packed_equals_padded_equals_one_by_one(
+    make_model, make_batch, architecture: str, tied: bool, budget: int
+) -> None:
     """Rotary models keep parts in float32 whatever their type, so float64 gains little; both stay within 1e-6."""
     path = make_model(architecture, tied)
     batch = make_batch(GROUPS)
@@ -126,7 +130,10 @@ def test_other_sequences_do_not_matter(make_model, make_batch) -> None:
     )
     together = TrainBatch(
         *(np.concatenate([getattr(second, name), getattr(alone, name)]) for name in ("input_ids", "loss_mask")),
-        *(np.concatenate([getattr(second, name), getattr(alone, name)]) for name in ("logprobs", "advantages", "lengths")),
+        *(
+            np.concatenate([getattr(second, name), getattr(alone, name)])
+            for name in ("logprobs", "advantages", "lengths")
+        ),
         np.concatenate([second.group_ids, alone.group_ids + 7]),
     )
     np.testing.assert_allclose(engine.logprobs(together)[-length:], engine.logprobs(alone), atol=2e-6)

@@ -1,0 +1,86 @@
+"""Chunked log-probabilities: right, and never the whole matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from areal_x.engine.train.logprob import chunked_logprobs
+
+
+def plain(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float
+):
+    logprobs = torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias) / temperature, dim=-1)
+    return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 4), (4, 4), (37, 5), (37, 1024)])
+def test_equals_the_plain_formula(rows: int, chunk: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, 16, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, generator=generator, requires_grad=True)
+    bias = torch.randn(50, dtype=torch.float64, generator=generator, requires_grad=True) if with_bias else None
+    targets = torch.randint(0, 50, (rows,), generator=generator)
+    inputs = [hidden, weight] + ([bias] if bias is not None else [])
+    upstream = torch.randn(rows, dtype=torch.float64, generator=generator)
+    expected, expected_entropy = plain(hidden, weight, bias, targets, 0.7)
+    got, entropy = chunked_logprobs(hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=chunk)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(entropy, expected_entropy.detach(), atol=1e-12, rtol=0)
+    assert not entropy.requires_grad
+    for mine, other in zip(
+        torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that any operation's result holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_the_whole_matrix_never_exists() -> None:
+    """2,000 targets, 4,000 words: only chunks of 64 rows, and the weight's own gradient, are ever made."""
+    hidden = torch.randn(2000, 8, requires_grad=True)
+    weight = torch.randn(4000, 8, requires_grad=True)
+    targets = torch.randint(0, 4000, (2000,))
+    with LargestTensor() as largest:
+        logprobs, _ = chunked_logprobs(hidden, weight, targets, chunk_tokens=64)
+        logprobs.sum().backward()
+    assert largest.elements <= 64 * 4000
+    with LargestTensor() as whole:
+        plain(hidden, weight, None, targets, 1.0)
+    assert whole.elements == 2000 * 4000
+
+
+def test_bfloat16_sums_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 32, generator=generator)
+    weight = torch.randn(40, 32, generator=generator)
+    targets = torch.randint(0, 40, (300,), generator=generator)
+    low = [hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()]
+    exact = [value.detach().double().requires_grad_() for value in low]
+    got, _ = chunked_logprobs(low[0], low[1], targets, chunk_tokens=8)
+    expected, _ = plain(exact[0], exact[1], None, targets, 1.0)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, atol=0.2, rtol=0)
+    got.mean().backward()
+    expected.mean().backward()
+    for mine, other in zip(low, exact, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        assert ((mine.grad.double() - other.grad).norm() / other.grad.norm()).item() < 0.02
