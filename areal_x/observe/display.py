@@ -39,6 +39,7 @@ class RunDisplay:
         self._parts = None if parts is None else list(parts)
         self._lines_since_header = _LINES_BETWEEN_HEADERS
         self._phase = ""
+        self._named_phases: set[str] = set()
         self._live: dict[str, str] = {}
         self._silent = False
         self._progress: Progress | None = None
@@ -46,15 +47,18 @@ class RunDisplay:
         if progress and self._is_capable_terminal():
             self._start_progress()
 
-    def phase(self, text: str) -> None:
-        """Say what the run is doing now: starting engine, warm start, rollout, training, evaluation."""
-        if text == self._phase:
-            return
-        self._phase = text
-        if self._progress is None:
-            self.print(text)
-        else:
+    def phase(self, text: str, completed: int | None = None, total: int | None = None) -> None:
+        """Say what the run is doing now: starting engine, warm start, rollout, training, evaluation.
+
+        ``completed`` and ``total`` say how far it is. Plain output names each phase once: those that come back at every
+        step would drown the step lines.
+        """
+        self._phase = text if completed is None else f"{text} {completed}{'' if total is None else f'/{total}'}"
+        if self._progress is not None:
             self._refresh()
+        elif text not in self._named_phases:
+            self.print(text)
+        self._named_phases.add(text)
 
     def live(self, **values: float | str | None) -> None:
         """Set values of the live line, such as ``reward``, ``in_flight`` and ``queue``; plain output shows none."""
@@ -66,13 +70,15 @@ class RunDisplay:
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Print the line of one step and move the bar."""
-        if not self._parts:
-            self._parts = reward_parts(metrics)
+        if not self._parts and (parts := reward_parts(metrics)):
+            # An evaluation before training has no parts: now the columns change, so they get a new heading.
+            self._parts = parts
+            self._lines_since_header = _LINES_BETWEEN_HEADERS
         if self._lines_since_header >= _LINES_BETWEEN_HEADERS:
-            self.print(step_header(self.total_steps, self._parts))
+            self.print(step_header(self.total_steps, self._parts or ()))
             self._lines_since_header = 0
         self._lines_since_header += 1
-        self.print(step_line(metrics, self.total_steps, self._parts))
+        self.print(step_line(metrics, self.total_steps, self._parts or ()))
         names = {"reward/mean": "reward", "rollout/in_flight": "in flight", "rollout/queue": "queue"}
         for metric, name in names.items():
             value = metrics.get(metric)

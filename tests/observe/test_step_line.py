@@ -74,17 +74,18 @@ def test_every_line_is_as_wide_as_the_heading(metrics: dict[str, Any]) -> None:
 def test_plain_output_is_phases_a_heading_and_lines() -> None:
     stream = io.StringIO()
     display = RunDisplay(100, stream=stream)
-    display.phase("warm start")
-    display.phase("warm start")
+    display.phase("warm start", 1, 50)
+    display.phase("rollout")
+    display.phase("warm start", 2, 50)
     display.live(reward=0.5, in_flight=12)
     display.step(METRICS)
     display.step({**METRICS, "step": 13})
     display.close()
     display.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "warm start"
-    assert lines[1] == step_header(100, PARTS)
-    assert [line.split()[0] for line in lines[2:]] == ["12/100", "13/100"]
+    assert lines[:2] == ["warm start", "rollout"]
+    assert lines[2] == step_header(100, PARTS)
+    assert [line.split()[0] for line in lines[3:]] == ["12/100", "13/100"]
 
 
 class Terminal(io.StringIO):
@@ -146,3 +147,31 @@ def test_a_terminal_that_goes_away_silences_the_live_display(monkeypatch: pytest
     display.live(reward=0.5)
     display.step(METRICS)
     display.close()
+
+
+def test_columns_that_come_later_get_a_new_heading() -> None:
+    stream = io.StringIO()
+    display = RunDisplay(100, stream=stream)
+    display.step({"step": 0, "eval/arithmetic/accuracy": 0.3})
+    display.step(METRICS)
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "0/100", "step", "12/100"]
+    assert len(lines[2]) == len(lines[3])
+
+
+def test_a_real_terminal_shows_phase_reward_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "140")
+    controller, terminal = os.openpty()
+    os.set_blocking(controller, False)
+    with os.fdopen(terminal, "w") as stream:
+        display = RunDisplay(100, stream=stream)
+        display.phase("warm start", 3, 50)
+        display.live(reward=0.25, in_flight=7)
+        display.step(METRICS)
+        display.close()
+        text = os.read(controller, 1 << 20).decode()
+    os.close(controller)
+    assert "warm start 3/50" in text
+    assert "in flight 7" in text
+    assert step_line(METRICS, 100, PARTS) in text
