@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +33,9 @@ def init_model(
     *,
     data: Path | str | None = None,
     texts: Iterable[str] | None = None,
+    text_keys: Sequence[str] | None = None,
     limit: int | None = None,
+    architecture: str = "qwen3",
     tokenizer: Literal["bpe", "characters"] = "bpe",
     vocab_size: int = 2048,
     hidden_size: int = 128,
@@ -51,10 +53,12 @@ def init_model(
     Args:
         output: the directory, made if it is missing.
         data: a JSON-lines or JSON file; the tokenizer is made from all text in it.
-        texts: texts for the tokenizer, instead of ``data`` or beside it.
+        texts: texts for the tokenizer, instead of ``data``.
+        text_keys: columns of ``data`` to use; all by default.
         limit: read only the first so many lines of a JSON-lines ``data`` file.
+        architecture: ``qwen3``.
         tokenizer: ``bpe`` (byte-level, any text round-trips, with a chat template) or ``characters`` (one token for
-            each character that occurs, no chat template).
+            each character that occurs, no chat template; without any text, printable ASCII).
         vocab_size: tokens of the ``bpe`` tokenizer at most, special ones included; ``characters`` takes what it needs.
         hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: sizes of the model.
         max_length: longest sequence in tokens.
@@ -78,12 +82,16 @@ def init_model(
         "intermediate_size": intermediate_size,
         "max_length": max_length,
     }
+    if architecture != "qwen3":
+        raise ConfigError(f"architecture={architecture!r} is unknown; new models are qwen3")
     _check(sizes, tokenizer)
-    read = _read_texts(Path(data), limit) if data is not None else ()
+    read: Iterable[str] = _read_texts(Path(data), limit, text_keys) if data is not None else (texts or ())
+    if data is None and texts is None and tokenizer == "characters":
+        read = [string.printable]
     # Sorted and without repetitions, so that the tokenizer depends on what the texts are, not on their order.
-    corpus = sorted({text for text in itertools.chain(read, texts or ()) if text})
+    corpus = sorted({text for text in read if text})
     if not corpus:
-        raise DataError("no text to make a tokenizer from; give data=FILE or texts")
+        raise DataError("there is no text to make a tokenizer from; give data=FILE or texts")
     made = _train_bpe(corpus, vocab_size, max_length) if tokenizer == "bpe" else _characters(corpus, max_length)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,18 +118,23 @@ def _check(sizes: dict[str, int], tokenizer: str) -> None:
         raise ConfigError(f"vocab_size={sizes['vocab_size']} is too small: bytes and special tokens need {smallest}")
 
 
-def _read_texts(path: Path, limit: int | None) -> Iterator[str]:
+def _read_texts(path: Path, limit: int | None, text_keys: Sequence[str] | None) -> Iterator[str]:
     if not path.is_file():
         raise DataError(f"data={str(path)!r} is not a file")
     text = path.read_text(encoding="utf-8")
     if not text.strip():
         raise DataError(f"data file {path} is empty")
     if path.suffix == ".json":
-        yield from _strings(_parse(text, str(path)))
+        yield from _strings(_parse(text, str(path)), text_keys)
         return
     for number, line in enumerate(text.split("\n")[:limit], start=1):
         if line.strip():
-            yield from _strings(_parse(line, f"line {number} of {path}"))
+            where = f"line {number} of {path}"
+            row = _parse(line, where)
+            missing = [key for key in text_keys or () if not isinstance(row, dict) or key not in row]
+            if missing:
+                raise DataError(f"{where} has no column {missing[0]!r}")
+            yield from _strings(row, text_keys)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -131,15 +144,17 @@ def _parse(text: str, where: str) -> Any:
         raise DataError(f"{where} is not JSON: {error}") from error
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, keys: Sequence[str] | None) -> Iterator[str]:
+    """All text in ``value``; of the outermost mappings only what is under ``keys``."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
+        for key, inner in value.items():
+            if keys is None or key in keys:
+                yield from _strings(inner, None)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner)
+            yield from _strings(inner, keys)
 
 
 def _train_bpe(corpus: list[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
