@@ -50,13 +50,16 @@ def write_curves(run_dir: Path) -> Path:
 
 
 def _draw_curves(axes: Axes, run: RunData) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     _style(axes, "Reward and held-out accuracy", "step")
     rows = [row for row in run.trained_steps if isinstance(row.get("reward/mean"), int | float)]
     steps = [row["step"] for row in rows]
     rewards = [float(row["reward/mean"]) for row in rows]
     if rows:
         axes.plot(steps, rewards, color=_BLUE, alpha=0.25, linewidth=1.0)
-        axes.plot(steps, smoothed(rewards), color=_BLUE, linewidth=2.2, label="mean reward (5 steps)")
+        marker = "o" if len(rows) == 1 else ""
+        axes.plot(steps, smoothed(rewards), color=_BLUE, linewidth=2.2, marker=marker, label="mean reward (5 steps)")
     parts = reward_parts({name: None for row in rows for name in row})
     for part, colour in zip(parts if len(parts) > 1 else [], _PART_COLOURS, strict=False):
         known = [(row["step"], float(row[f"reward/{part}"])) for row in rows if row.get(f"reward/{part}") is not None]
@@ -67,6 +70,7 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
                 color=colour,
                 linewidth=1.2,
                 linestyle=(0, (4, 2)),
+                marker="." if len(known) == 1 else "",
                 label=f"{part} (reward part)",
             )
     for dataset, points in run.accuracies.items():
@@ -93,6 +97,7 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
                     fontsize=9.5,
                     fontweight="bold",
                 )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower right", fontsize=9, labelcolor=_INK)
     else:

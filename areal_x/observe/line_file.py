@@ -64,6 +64,8 @@ class LineFile:
         text = "".join([encode_line(record) + "\n" for record in records])
         if not text:
             return
+        if self._descriptor < 0:
+            raise RunWriteError(f"cannot write {self.path}: the run's writer is closed")
         data = memoryview(text.encode("utf-8", errors="backslashreplace"))
         before = os.fstat(self._descriptor).st_size
         written = 0

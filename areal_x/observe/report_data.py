@@ -8,7 +8,7 @@ import numpy as np
 
 from areal_x.observe.run_files import RunData
 from areal_x.observe.sample_choice import choose_samples
-from areal_x.observe.step_line import lag_statistics, reward_parts
+from areal_x.observe.step_line import reward_parts
 from areal_x.observe.summary import format_duration
 
 __all__ = ["headline", "report_data"]
@@ -30,7 +30,6 @@ def report_data(run: RunData) -> dict[str, Any]:
         "masked": _series(rows, "rollout/masked_token_share"),
         "speed": _series(rows, "perf/samples_per_second"),
         "bound": _series(rows, "perf/fraction_of_bound"),
-        "lag": _thin([(row["step"], found[0]) for row in rows if (found := lag_statistics(row)) is not None]),
     }
     chosen = choose_samples(run, _MAX_SAMPLES)
     return {
@@ -61,7 +60,8 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     if rewards:
         width = min(5, len(rewards))
         before, after = sum(rewards[:width]) / width, sum(rewards[-width:]) / width
-        figures.append(("Mean reward", f"{before:.2f} → {after:.2f}", f"first and last {width} steps"))
+        value, note = f"{before:.2f} → {after:.2f}", f"first and last {width} steps"
+        figures.append(("Mean reward", value, note) if width > 1 else ("Mean reward", f"{after:.2f}", "of one step"))
     speed, share = run.steady_mean("perf/samples_per_second"), run.steady_mean("perf/fraction_of_bound")
     ceiling = run.steady_mean("perf/two_process_ceiling")
     if speed is not None:
@@ -78,8 +78,8 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
         note = f"of trained tokens within the bound of {bound}" if isinstance(bound, int) else "no bound known"
         figures.append(("Staleness", f"{within / total:.0%}" if within == total else f"{within / total:.2%}", note))
     if run.duration is not None:
-        steps = rewards and run.trained_steps[-1]["step"]
-        figures.append(("Duration", format_duration(run.duration), f"{steps or 0} steps"))
+        steps = run.trained_steps[-1]["step"] if run.trained_steps else 0
+        figures.append(("Duration", format_duration(run.duration), "1 step" if steps == 1 else f"{steps} steps"))
     return figures
 
 

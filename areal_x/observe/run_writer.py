@@ -150,7 +150,6 @@ def _describe_run(run_name: str) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {_num_cpus()} CPU cores",
         "python": platform.python_version(),
-        "pid": os.getpid(),
     }
 
 

@@ -58,6 +58,8 @@ def _reward_lines(run: RunData) -> list[str]:
     width = min(5, len(rewards))
     before, after = sum(rewards[:width]) / width, sum(rewards[-width:]) / width
     steps = run.trained_steps[-1]["step"]
+    if width == 1:
+        return [f"{'reward':<16}{after:.3f} (one step)"]
     return [f"{'reward':<16}{before:.3f} -> {after:.3f} ({width}-step means, {steps} steps)"]
 
 

@@ -35,8 +35,8 @@ def trajectory_record(
     ``tokens``: the text of each of the T tokens. ``version``: that of the weights being trained; ``lag`` is its
     distance from the oldest sampled token. ``reward``: the final scalar, None if scoring failed. ``trained_mask`` bool
     [T]: true at tokens in the loss; default the trajectory's own mask. In the record, ``version_spans`` cover every
-    sampled token and ``mask`` every trained one, so a token in a span but not in the mask was over age. ``logprobs`` are
-    those of the sampled tokens in order, in thousandths of a nat, as integers.
+    sampled token and ``mask`` every trained one, so a token in a span but not in the mask was over age. ``logprobs``
+    are those of the sampled tokens in order, in thousandths of a nat, as integers.
 
     Raises:
         ValueError: ``tokens`` or ``trained_mask`` is not as long as the trajectory.

@@ -48,6 +48,7 @@ async def look(chromium: ModuleType, path: Path) -> list[Any]:
                 assert await browser.evaluate(_NO_OVERFLOW), f"{path.parent.name} overflows at {width} px"
                 readouts = await browser.evaluate(_USE_EVERYTHING)
                 assert await browser.evaluate(_NO_OVERFLOW), f"{path.parent.name} overflows at {width} px after use"
+                assert await browser.evaluate("performance.getEntriesByType('resource').length") == 0
         assert browser.errors == []
     return readouts
 

@@ -67,6 +67,8 @@ def test_what_was_reported_is_in_the_files_before_the_run_ends(tmp_path: Path) -
     writer.close("interrupted")
     writer.close()
     assert load_run(tmp_path).info["status"] == "interrupted"
+    with pytest.raises(RunWriteError, match="closed"):
+        writer.write_step({"step": 2})
 
 
 def test_a_step_needs_its_number(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ function formatNumber(value) {
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
   if (size >= 100) return value.toFixed(0);
   if (size >= 10) return value.toFixed(1);
-  if (size >= 0.01) return String(Number(value.toFixed(3)));
+  if (size >= 1) return String(Number(value.toFixed(3)));
+  if (size >= 0.001) return String(Number(value.toFixed(size >= 0.01 ? 3 : 4)));
   return value.toExponential(1);
 }
 

@@ -31,7 +31,25 @@ function charts(parent) {
   if (parent.children.length === 0) parent.append(element("p", { class: "card empty" }, "No step was finished, so there is nothing to draw yet."));
 }
 
+// The curves as numbers, for those who cannot or do not want to read them off a picture. Built when it is opened.
+function stepTable(parent) {
+  const columns = [["reward", data.series.reward], ...Object.entries(data.parts), ...Object.entries(data.accuracy).map(([name, points]) => [`accuracy, ${name}`, points]),
+    ["loss", data.series.loss], ["samples/s", data.series.speed], ["fraction of bound", data.series.bound], ["masked share", data.series.masked]].filter(([, points]) => points.length > 0);
+  if (columns.length === 0) return;
+  const values = columns.map(([, points]) => new Map(points));
+  const steps = [...new Set(columns.flatMap(([, points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
+  const details = element("details", { class: "card" }, element("summary", {}, "The same as a table"));
+  details.addEventListener("toggle", () => {
+    const cell = (value) => element("td", { class: "number" }, value === undefined ? "" : formatNumber(value));
+    const rows = steps.map((step) => element("tr", {}, element("th", { scope: "row" }, String(step)), ...values.map((known) => cell(known.get(step)))));
+    const heads = columns.map(([name]) => element("th", { scope: "col", class: "number" }, name));
+    details.append(element("div", { class: "scroll tall", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "step"), ...heads)), element("tbody", {}, ...rows))));
+  }, { once: true });
+  parent.append(details);
+}
+
 charts(document.getElementById("charts"));
+stepTable(document.getElementById("curves"));
 timeLine(document.getElementById("timeline"));
 samples(document.getElementById("sample-list"));
 outcomes(document.getElementById("outcome-table"));

@@ -123,7 +123,7 @@ function timeLine(parent) {
     for (const span of row.lane.spans) {
       if (span.end < from || span.start > to) continue;
       const left = Math.max(x(span.start), -4), wide = Math.max(2, Math.min(x(span.end), width + 4) - left);
-      const bar = shape("rect", { x: left, y: row.top, width: wide, height: row.height, rx: Math.min(3, wide / 3), fill: row.lane.colour, "fill-opacity": [1, 0.8, 0.9][names.indexOf(span.name) % 3] });
+      const bar = shape("rect", { x: left, y: row.top, width: wide, height: row.height, rx: Math.min(3, wide / 3), fill: `color-mix(in srgb, ${row.lane.colour} ${[100, 70, 85][names.indexOf(span.name) % 3]}%, var(--ink))` });
       bar.append(shape("title", {}, describe(span)));
       body.append(bar);
       const text = String(span.name);
