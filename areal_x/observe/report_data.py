@@ -58,10 +58,10 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
         figures.append(("Accuracy", value, f"{dataset}, held out{', before → after' if len(points) > 1 else ', once'}"))
     rewards = run.values("reward/mean")
     if rewards:
-        width = min(5, len(rewards))
+        width = max(1, min(5, len(rewards) // 2))
         before, after = sum(rewards[:width]) / width, sum(rewards[-width:]) / width
         value, note = f"{before:.2f} → {after:.2f}", f"first and last {width} steps"
-        figures.append(("Mean reward", value, note) if width > 1 else ("Mean reward", f"{after:.2f}", "of one step"))
+        figures.append(("Mean reward", value, note) if width > 1 else ("Mean reward", f"{after:.2f}", "last step"))
     speed, share = run.steady_mean("perf/samples_per_second"), run.steady_mean("perf/fraction_of_bound")
     ceiling = run.steady_mean("perf/two_process_ceiling")
     if speed is not None:

@@ -55,11 +55,11 @@ def _reward_lines(run: RunData) -> list[str]:
     rewards = run.values("reward/mean")
     if not rewards:
         return []
-    width = min(5, len(rewards))
+    width = max(1, min(5, len(rewards) // 2))
     before, after = sum(rewards[:width]) / width, sum(rewards[-width:]) / width
     steps = run.trained_steps[-1]["step"]
     if width == 1:
-        return [f"{'reward':<16}{after:.3f} (one step)"]
+        return [f"{'reward':<16}{after:.3f} (last step)"]
     return [f"{'reward':<16}{before:.3f} -> {after:.3f} ({width}-step means, {steps} steps)"]
 
 

@@ -108,6 +108,7 @@ async def open_browser(binary: str) -> AsyncIterator[Browser]:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
+        drain: asyncio.Task[bytes] | None = None
         try:
             assert process.stderr is not None
             async with asyncio.timeout(30):
@@ -123,7 +124,12 @@ async def open_browser(binary: str) -> AsyncIterator[Browser]:
                     for domain in ("Page", "Runtime", "Log"):
                         await browser.call(f"{domain}.enable")
                     yield browser
+                    await socket.send_json({"id": 0, "method": "Browser.close"})
+            async with asyncio.timeout(10):
+                await process.wait()
         finally:
-            process.kill()
-            await process.wait()
-        await drain
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            if drain is not None:
+                await drain
