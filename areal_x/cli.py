@@ -74,7 +74,9 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="areal-x", description="Asynchronous reinforcement learning of language models.")
+    parser = argparse.ArgumentParser(
+        prog="areal-x", description="Asynchronous reinforcement learning of language models."
+    )
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run_command(commands, "train", "train a policy by reinforcement learning", _train, sweeps=True)
@@ -96,10 +98,14 @@ def _add_run_command(commands: argparse._SubParsersAction, name: str, text: str,
         name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_argument("--config-name", metavar="NAME", help="a shipped config; areal-x config list shows them")
-    command.add_argument("overrides", nargs="*", metavar="FILE.yaml | key=value", help="a config of your own; changes to it")
+    command.add_argument(
+        "overrides", nargs="*", metavar="FILE.yaml | key=value", help="a config of your own; changes to it"
+    )
     command.add_argument("--dry-run", action="store_true", help="check, print the resolved config, start nothing")
     if sweeps:
-        command.add_argument("--multirun", action="store_true", help="run each combination of key=a,b,c, one after another")
+        command.add_argument(
+            "--multirun", action="store_true", help="run each combination of key=a,b,c, one after another"
+        )
     command.set_defaults(run=run, multirun=False, command=name)
 
 
@@ -108,7 +114,9 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
     command = commands.add_parser("init-model", help=text, description=text)
     command.add_argument("output", type=Path, metavar="OUTPUT_DIR")
     command.add_argument("--data", type=Path, help="JSON lines whose text the BPE tokenizer is trained on")
-    command.add_argument("--text-keys", nargs="+", metavar="COLUMN", help="columns of the data to use; default: all text")
+    command.add_argument(
+        "--text-keys", nargs="+", metavar="COLUMN", help="columns of the data to use; default: all text"
+    )
     command.add_argument("--tokenizer", choices=("bpe", "characters"), default="bpe")
     sizes = {
         "vocab-size": 2048,
@@ -151,7 +159,9 @@ def _split_source(arguments: argparse.Namespace) -> tuple[ConfigSource, list[str
         return ConfigSource.named(arguments.config_name), overrides
     if not files:
         names = ", ".join(config_names())
-        raise ConfigError(f"which config? areal-x {arguments.command} --config-name NAME ({names}) or a .yaml file of yours")
+        raise ConfigError(
+            f"which config? areal-x {arguments.command} --config-name NAME ({names}) or a .yaml file of yours"
+        )
     return ConfigSource.file(files[0]), overrides
 
 

@@ -137,8 +137,8 @@ def _check_model(config: ExperimentConfig) -> None:
     if model.path is not None and model.init is not None:
         raise ConfigError(f"model.path={model.path}: model.init is set too; keep one of them (model.init=null)")
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
-    if model.device not in ("auto", "cpu", "cuda") and not model.device.startswith("cuda:"):
-        _one_of("model.device", model.device, ("auto", "cpu", "cuda"))
+    if model.device not in ("auto", "cpu", "cuda") and not model.device.removeprefix("cuda:").isdecimal():
+        raise _fail("model.device", model.device, "must be one of auto, cpu, cuda, or cuda:0 and so on")
     if model.path is not None:
         _check_model_directory(model.path)
     for key, value in (model.init or {}).items():
@@ -163,7 +163,9 @@ def _check_model_directory(path: str) -> None:
         raise _fail("model.path", path, "is a file; name the folder that holds config.json")
     if directory.is_dir():
         if not (directory / "config.json").is_file():
-            raise _fail("model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format")
+            raise _fail(
+                "model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format"
+            )
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or path.partition("/")[0] in ("models", "runs"):
         raise _fail("model.path", path, "no such folder; make a small model with areal-x init-model")
 
@@ -205,7 +207,7 @@ def _check_rollout(config: ExperimentConfig) -> None:
 
 
 def _check_reference(key: str, value: str | None) -> None:
-    """A ``package.module:name``, ``package.module.name`` or ``file.py:name`` that is a file must exist and name something."""
+    """A reference to a file of the user's (``file.py:name``) must have a name, and the file must exist."""
     if value is None or ".py" not in value:
         return
     file, _, name = value.partition(":")
@@ -259,7 +261,9 @@ def _check_train(config: ExperimentConfig) -> None:
     if train.batch_size % group_size:
         near = max(group_size, round(train.batch_size / group_size) * group_size)
         raise _fail(
-            "train.batch_size", train.batch_size, f"must be a multiple of rollout.group_size={group_size}, such as {near}"
+            "train.batch_size",
+            train.batch_size,
+            f"must be a multiple of rollout.group_size={group_size}, such as {near}",
         )
     _at_least("train.total_steps", train.total_steps, 0)
     _at_least("train.learning_rate", train.learning_rate, 0)
@@ -294,8 +298,8 @@ def _check_evaluation(config: ExperimentConfig) -> None:
 
 _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_run,
-    _check_train,
     _check_rollout,
+    _check_train,
     _check_algorithm,
     _check_data,
     _check_model,

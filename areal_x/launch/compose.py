@@ -1,7 +1,7 @@
 """From a shipped name or a user's file, and overrides, to a checked ``ExperimentConfig``.
 
-Hydra's compose API does the work, over the dataclasses of ``areal_x.api.config``. The ``@hydra.main`` entry is not used:
-it would change the working directory, set up logging and leave an ``outputs`` folder behind.
+Hydra's compose API does the work, over the dataclasses of ``areal_x.api.config``. The ``@hydra.main`` entry is not
+used: it would change the working directory, set up logging and leave an ``outputs`` folder behind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -32,6 +31,7 @@ _SCHEMA = "areal_x_schema"
 _PRIMARY = "areal_x_run"
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, RecursionError)
 """What Hydra raises for a file that is wrong; the last three come from its handling of defaults lists."""
+_NOT_IN_DEFAULTS = re.compile(r"Could not override '(\w+)'. No match in the defaults list")
 _OVERRIDE = re.compile(r"^(\+{0,2}|~)([A-Za-z_][\w./@:]*)=(.*)$", re.DOTALL)
 
 
@@ -117,7 +117,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _store_primary(source: ConfigSource) -> None:
-    """The primary configuration: the typed schema first, then the file, so that a user's file need not name a schema."""
+    """The primary configuration: first the typed schema, then the file, which so need not name a schema."""
     store = ConfigStore.instance()
     store.store(name=_SCHEMA, node=ExperimentConfig)
     store.store(name=_PRIMARY, node={"defaults": [_SCHEMA, source.path.stem, "_self_"]})
@@ -131,7 +131,8 @@ def _split_overrides(overrides: Sequence[str], groups: frozenset[str]) -> tuple[
         override = parse_override(text)
         if override.is_sweep_override():
             raise ConfigError(
-                f"{override.key_or_group}: several values ({text!r}); add --multirun to run each, or write a list as [a,b]"
+                f"{override.key_or_group}: several values ({text!r}); "
+                "add --multirun to run each, or write a list as [a,b]"
             )
         key = override.key_or_group.partition("@")[0]
         check_key(key, f"{text}: ", groups)
@@ -191,10 +192,9 @@ def _compose_once(folder: Path, overrides: list[str]) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
             return compose(_PRIMARY, overrides=overrides)
     except HydraException as error:
-        group = getattr(error.__cause__, "full_key", None)
-        chosen = any(text.startswith(f"{group}=") for text in overrides)
-        if group in config_groups(folder) and chosen and "Invalid type assigned: str" in str(error.__cause__):
-            raise _GroupNotInDefaults(str(group)) from error
+        group = _NOT_IN_DEFAULTS.match(str(error))
+        if group:
+            raise _GroupNotInDefaults(group.group(1)) from error
         raise
 
 
@@ -202,7 +202,7 @@ def _apply_free_form(tree: DictConfig, override: Override) -> None:
     root = free_form_root(override.key_or_group)
     assert root is not None
     if OmegaConf.select(tree, root) is None:
-        OmegaConf.update(tree, root, {})
+        OmegaConf.update(tree, root, {}, merge=False)
     OmegaConf.update(tree, override.key_or_group, override.value(), merge=False, force_add=True)
 
 
@@ -216,7 +216,8 @@ def compose_config(source: ConfigSource, overrides: Sequence[str] = ()) -> Exper
     try:
         missing = sorted(OmegaConf.missing_keys(tree))
         if missing:
-            raise ConfigError(f"{missing[0]} is not set; add {missing[0]}=VALUE to the command or to {source.path.name}")
+            key, file = missing[0], source.path.name
+            raise ConfigError(f"{key} is not set; add {key}=VALUE to the command or to {file}")
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise explain(error, source.path) from error

@@ -48,7 +48,9 @@ def explain(error: BaseException, source: Path) -> ConfigError:
     if "Invalid type assigned" in text or "Cannot merge" in text:
         return ConfigError(f"{where}{key}: expected a section with keys of its own, not a single value")
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    first = lines[1] if len(lines) > 1 and "raised while composing" in lines[0] else (lines or [type(error).__name__])[0]
+    first = (
+        lines[1] if len(lines) > 1 and "raised while composing" in lines[0] else (lines or [type(error).__name__])[0]
+    )
     return ConfigError(f"{where}{f'{key}: ' if key else ''}{first}")
 
 

@@ -29,7 +29,7 @@ def config_names() -> list[str]:
 
 
 def config_groups(*folders: Path) -> dict[str, list[str]]:
-    """Preset folders (``algorithm``, ``rollout``) and the presets in each, of the shipped configs and of ``folders``."""
+    """Preset folders (``algorithm``, ``rollout``) with their presets, shipped ones and those in ``folders``."""
     groups: dict[str, set[str]] = {}
     for folder in (configs_dir(), *folders):
         for path in folder.glob("*/*.yaml"):

@@ -168,7 +168,9 @@ def check_yaml_keys(path: Path, package: str = "") -> None:
             raise ConfigError(f"{path}:{line}: {key!r} stands here and on line {seen[key]}; keep one of them")
         seen[key] = line
         if is_dotted:
-            raise ConfigError(f"{path}:{line}: {key!r}: a file nests its keys; write {key.partition('.')[0]}: and indent the rest")
+            raise ConfigError(
+                f"{path}:{line}: {key!r}: a file nests its keys; write {key.partition('.')[0]}: and indent the rest"
+            )
         check_key(key, f"{path}:{line}: ")
         if is_scalar and _is_section(key):
             raise ConfigError(f"{path}:{line}: {key}: expected a section with keys of its own, not a single value")

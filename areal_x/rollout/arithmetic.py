@@ -17,7 +17,7 @@ __all__ = ["arithmetic_items"]
 
 _MAX_DIGITS = 18
 _ENUMERATED_PAIRS = 2_000_000
-"""Up to so many pairs all problems are listed and drawn from; beyond, problems are drawn at random until enough differ."""
+"""Up to so many pairs, all are listed and shuffled; beyond, pairs are drawn at random until enough differ."""
 
 IntArray = npt.NDArray[np.int64]
 
@@ -56,7 +56,9 @@ def arithmetic_items(
     first, second = draw(random, low, high, limit, split != "train", held_out_fraction)
     if asked is not None and len(first) < asked:
         name = "num_items" if split == "train" else "num_eval_items"
-        raise ConfigError(f"data.kwargs.{name}={asked}: there are only {len(first)} such problems of {num_digits} digits")
+        raise ConfigError(
+            f"data.kwargs.{name}={asked}: there are only {len(first)} such problems of {num_digits} digits"
+        )
     return [_row(a, b, reverse) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
 
 

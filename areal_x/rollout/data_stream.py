@@ -78,7 +78,8 @@ class DataStream(Iterator[tuple[int, Row]]):
                 raise DataError(f"the saved state of the data stream lacks {key!r}")
             if key not in ("epoch", "cursor") and state[key] != here:
                 raise DataError(
-                    f"the saved data stream has {key}={state[key]}, this run has {here}; resume with the same data and seed"
+                    f"the saved data stream has {key}={state[key]}, this run has {here}; "
+                    "resume with the same data and seed"
                 )
         epoch, cursor = int(state["epoch"]), int(state["cursor"])
         if epoch < 0 or not 0 <= cursor <= len(self._items):

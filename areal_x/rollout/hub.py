@@ -50,11 +50,10 @@ def find_held_out_split(path: str, subset: str | None) -> str | None:
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """What ``datasets`` raises for a network, a name or a file that is wrong."""
+    """What ``datasets`` raises for a network, a name or a file that is wrong; its HTTP errors are ``OSError``."""
     from datasets.exceptions import DatasetsError
-    from httpx import HTTPError
 
-    return (OSError, ValueError, RuntimeError, HTTPError, DatasetsError)
+    return (OSError, ValueError, RuntimeError, DatasetsError)
 
 
 def _explain(error: Exception, path: str, subset: str | None, split: str) -> DataError:

@@ -19,7 +19,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 """Functions (``file::name``) that may be longer, each with the reason."""
 
 BROAD_HANDLERS: dict[str, str] = {}
-"""Files with one ``except Exception`` or ``except BaseException`` at a named boundary, each with the boundary's name."""
+"""Files that catch everything at a named boundary, each with the boundary's name."""
 
 PICKLE_FILES: dict[str, str] = {}
 """Files that may unpickle: only what passes between a process and its own children."""
@@ -53,7 +53,9 @@ def long_functions(path: Path) -> Iterator[str]:
 def exported(path: Path) -> list[str] | None:
     """The names of ``__all__`` as the file writes them, or None."""
     for node in tree(path).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
             assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
             return list(ast.literal_eval(node.value))
@@ -150,7 +152,9 @@ def forgotten_tasks(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             name = ast.unparse(node.value.func)
-            if name.endswith((".ensure_future", "asyncio.create_task", "loop.create_task", "get_running_loop().create_task")):
+            if name.endswith(
+                (".ensure_future", "asyncio.create_task", "loop.create_task", "get_running_loop().create_task")
+            ):
                 yield f":{node.lineno}: {name}"
 
 

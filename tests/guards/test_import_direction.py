@@ -25,7 +25,7 @@ ALLOWED = {
     "cli": {"api", "process_pool", "reward", "workflow", "engine", "rollout", "observe", "trainer", "launch"},
     "__init__": set(),
 }
-"""For each package of areal_x, the packages that it may import. ``reward``, ``workflow`` and ``engine`` meet in ``api`` only."""
+"""What each package of areal_x may import. ``reward``, ``workflow`` and ``engine`` meet in ``api`` only."""
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "rich", "hydra", "math_verify", "openai", "aiohttp")
 
@@ -81,7 +81,8 @@ def loaded_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [f"areal_x.api.{path.stem}" for path in modules() if path.parent.name == "api" and path.stem != "__init__"]
+    "module",
+    [f"areal_x.api.{path.stem}" for path in modules() if path.parent.name == "api" and path.stem != "__init__"],
 )
 def test_contracts_are_light(module: str) -> None:
     assert not loaded_after(f"import {module}") & set(HEAVY)
@@ -89,7 +90,10 @@ def test_contracts_are_light(module: str) -> None:
 
 def test_the_command_line_and_the_data_sets_need_no_torch() -> None:
     heavy = {"torch", "transformers", "datasets", "matplotlib"}
-    assert not loaded_after("import areal_x.launch.sweep, areal_x.launch.checked, areal_x.rollout.dataset, areal_x.cli") & heavy
+    assert (
+        not loaded_after("import areal_x.launch.sweep, areal_x.launch.checked, areal_x.rollout.dataset, areal_x.cli")
+        & heavy
+    )
 
 
 def median_seconds(*arguments: str) -> float:
@@ -106,8 +110,12 @@ def median_seconds(*arguments: str) -> float:
     return statistics.median(run() for _ in range(5))
 
 
-CONTRACTS = "import areal_x.api, areal_x.api.config, areal_x.api.records, areal_x.api.reward_api, areal_x.api.config_checks"
-WRONG_KEY = "import areal_x.cli; assert areal_x.cli.main(['train', '--config-name', 'quickstart', 'train.bach_size=3']) == 2"
+CONTRACTS = (
+    "import areal_x.api, areal_x.api.config, areal_x.api.records, areal_x.api.reward_api, areal_x.api.config_checks"
+)
+WRONG_KEY = (
+    "import areal_x.cli; assert areal_x.cli.main(['train', '--config-name', 'quickstart', 'train.bach_size=3']) == 2"
+)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ from pathlib import Path
 from checkout import ROOT, modules, relative, repository_files
 
 # Written in pieces, so that this file does not hold what it looks for.
-MACHINE_PATHS = re.compile(r"(?<![\w.:/-])/(?:" + "|".join(["work", "root", "home", "Users", "opt/" + "pypi"]) + r")/\w")
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.:/-])/(?:" + "|".join(["work", "root", "home", "Users", "opt/" + "pypi"]) + r")/\w"
+)
 MIRRORS = re.compile("|".join(["--index" + "-url", "--extra-index" + "-url", "--find" + "-links", "trusted" + "-host"]))
-REGISTRY_HOSTS = re.compile(r"(?:pypi|pythonhosted|artifactory|nexus|jfrog)\.(?:org|io|com|internal)|download\." + "pytorch")
+REGISTRY_HOSTS = re.compile(
+    r"(?:pypi|pythonhosted|artifactory|nexus|jfrog)\.(?:org|io|com|internal)|download\." + "pytorch"
+)
 NOTES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b")
 BINARY = {".png", ".jpg", ".gif", ".ico", ".parquet", ".safetensors", ".woff2"}
 
@@ -59,7 +63,9 @@ def test_importing_a_module_prints_nothing() -> None:
         for path in modules()
         if relative(path) not in allowed and not relative(path).startswith(("areal_x/observe/", "areal_x/trainer/"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
         and not any(keyword.arg == "file" for keyword in node.keywords)
     ]
     assert not printing
