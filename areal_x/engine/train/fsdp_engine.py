@@ -76,7 +76,7 @@ class FSDPEngine(TrainEngine):
         self.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
 
     def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
-        """Start a new phase (warm start, then reinforcement learning): fresh optimiser state and schedule, same weights."""
+        """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
         self._schedule = (learning_rate, schedule, warmup_steps, total_steps)
         self._num_steps = 0
         decayed = [parameter for parameter in self._parameters if parameter.ndim >= 2]
@@ -217,7 +217,7 @@ class FSDPEngine(TrainEngine):
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
 
     def _begin_step(self) -> float:
-        """Set the step's learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
+        """Set the learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
         rate = self.learning_rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -280,7 +280,7 @@ class FSDPEngine(TrainEngine):
         return sums, maxima
 
     def _apply_gradients(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Clip and step unless the loss or the gradient is not finite; returns the norm before clipping and whether it stepped."""
+        """Clip, and step unless loss or gradient is not finite; returns the norm before clipping and if it stepped."""
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._train.max_grad_norm)
         grad_norm, loss_value = torch.stack([norm.to(torch.float64), loss.to(torch.float64)]).tolist()
         applied = bool(np.isfinite(grad_norm) and np.isfinite(loss_value))

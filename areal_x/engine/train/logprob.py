@@ -1,4 +1,7 @@
-"""Log-probabilities of target tokens without the [tokens, vocabulary] matrix. M target tokens, H hidden, V vocabulary."""
+"""Log-probabilities of target tokens without the [tokens, vocabulary] matrix.
+
+Axis letters: M target tokens, H hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Packing: which tokens of a batch are computed, in which micro-batch, in which row.
 
-Axis letters: N tokens of the batch, S sequences, P packed rows of one micro-batch, M tokens to predict, K attention slots.
+Axis letters: N tokens of the batch, S sequences, P packed rows of one micro-batch, M tokens to predict.
 
     batch [N] -> drop what predicts nothing -> share prefixes within a group -> micro-batches by token budget
               -> packed rows [P], no padding -> buckets of similar length for attention (attention.py)
@@ -140,7 +140,7 @@ def _first_of_each(units: Indices, values: Indices) -> Indices:
 
 
 def _shared_prefixes(batch: TrainBatch, kept: Indices, offsets: Indices, used: Indices) -> tuple[Indices, Indices]:
-    """Unit number and length of the common prefix of each kept sequence, int64 [S] both; sequences with one id are a unit."""
+    """Unit and length of the common prefix of each kept sequence, int64 [S] both; one group id is one unit."""
     _, first, units = np.unique(np.asarray(batch.group_ids)[kept], return_index=True, return_inverse=True)
     limits = np.full(len(first), np.iinfo(np.int64).max)
     np.minimum.at(limits, units, used)
@@ -185,7 +185,7 @@ def _assign(used: Indices, units: Indices, shared: Indices, budget: int) -> tupl
 
 
 def _cuts(ends: Indices, repeated: Indices, budget: int) -> list[int]:
-    """Ends (exclusive) of micro-batches of at most ``budget`` tokens; ``repeated`` is paid again when a unit is cut there."""
+    """Ends (exclusive) of micro-batches of at most ``budget`` tokens; cutting a unit pays ``repeated`` again."""
     cuts: list[int] = []
     start, before = 0, 0
     while start < len(ends):

@@ -17,7 +17,7 @@ def scheduled_learning_rate(
     """Learning rate of optimiser step ``step`` (the first is 0).
 
     The warm-up rises linearly and reaches ``peak`` at its last step. Then the schedule falls from ``peak`` to
-    ``min_ratio * peak``, which the step after the last one (``total_steps``) would reach; ``constant`` stays at ``peak``.
+    ``min_ratio * peak``, which the step after the last (``total_steps``) would reach; ``constant`` stays at ``peak``.
 
     Raises:
         ConfigError: ``schedule`` is not one of ``SCHEDULES``.
