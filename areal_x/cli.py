@@ -118,6 +118,7 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
         "--text-keys", nargs="+", metavar="COLUMN", help="columns of the data to use; default: all text"
     )
     command.add_argument("--tokenizer", choices=("bpe", "characters"), default="bpe")
+    command.add_argument("--limit", type=int, metavar="N", help="use only the first so many lines of the data")
     sizes = {
         "vocab-size": 2048,
         "hidden-size": 128,

@@ -21,7 +21,6 @@ MODEL_INIT_KEYS = (
     "architecture",
     "head_dim",
     "hidden_size",
-    "initializer_range",
     "intermediate_size",
     "max_length",
     "num_heads",

@@ -86,6 +86,7 @@ def _hint(key: str) -> str:
     prefix = f"{parent}." if parent else ""
     siblings = [k for k in everything if k.startswith(prefix) and "." not in k[len(prefix) :]]
     close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
+    close = close or difflib.get_close_matches(key, everything, n=1, cutoff=0.85)
     elsewhere = [k for k in everything if k.rpartition(".")[2] == leaf and "." in k]
     if close:
         return f"; did you mean {close[0]}?"

@@ -66,7 +66,8 @@ def _slug(override: str, keys: Sequence[str]) -> str:
     key, _, value = override.lstrip("+").partition("=")
     leaf = key.rpartition(".")[2]
     label = leaf if [other.rpartition(".")[2] for other in keys].count(leaf) == 1 else key
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", f"{label}-{value}").strip("-")[:60]
+    words = re.findall(r"[A-Za-z0-9.+_-]+", value)
+    return f"{label}-{'-'.join(words)}"[:60]
 
 
 def _unique(name: str, taken: set[str]) -> str:

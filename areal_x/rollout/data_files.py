@@ -68,7 +68,15 @@ def _read_json_lines(path: Path) -> Located:
             if not line.strip():
                 continue
             place = f"{path}:{number}"
-            yield place, _require_object(_parse_json(line, place), place)
+            try:
+                value = _parse_json(line, place)
+            except DataError as error:
+                if line.endswith(b"\n") or number == 1:
+                    raise
+                raise DataError(
+                    f"{error}; the file ends in the middle of this line: get it again, or set data.limit={number - 1}"
+                ) from error
+            yield place, _require_object(value, place)
 
 
 def _read_json(path: Path) -> Located:

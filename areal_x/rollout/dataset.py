@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +145,8 @@ def _made_rows(path: str, split: str, kwargs: dict[str, Any]) -> Located:
 def _checked(located: Located, prompt_key: str, columns: Sequence[str], limit: int | None) -> list[Row]:
     rows: list[Row] = []
     places_of_ids: dict[str | int, str] = {}
-    for place, row in located:
-        if limit is not None and len(rows) >= limit:
-            break
+    # Nothing behind the limit is read, so a file that is broken further on can still be used up to there.
+    for place, row in itertools.islice(located, limit):
         _check_columns(row, place, prompt_key, columns)
         _check_prompt(row[prompt_key], place, prompt_key)
         identity = row.get("id")

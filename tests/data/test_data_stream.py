@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from areal_x.api.errors import DataError
 from areal_x.rollout.data_stream import DataStream
 
-
 GOLDEN = [1, 6, 0, 3, 7, 4, 2, 5, 3, 2, 4, 0]
 
 
