@@ -1,1 +1,3 @@
 """Engines: inference, training, and new models."""
+
+__all__: list[str] = []
