@@ -26,8 +26,9 @@ class EpisodeDeadlines:
         self._queue: deque[Episode] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, episode: Episode) -> None:
-        """Watch an episode that has just started; its ``task`` is None once it runs no longer."""
+    def add(self, episode: Episode, now: float) -> None:
+        """Give an episode its time from ``now`` on; its ``task`` is None once it runs no longer."""
+        episode.deadline = now + self.seconds
         self._queue.append(episode)
         if self._timer is None:
             self._arm()
@@ -40,16 +41,16 @@ class EpisodeDeadlines:
             self._timer = None
 
     def _arm(self) -> None:
-        delay = self._queue[0].started_at + self.seconds - time.monotonic()
+        delay = self._queue[0].deadline - time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(max(delay, 0.0), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
         now = time.monotonic()
         queue = self._queue
-        while queue and (queue[0].task is None or queue[0].started_at + self.seconds <= now):
+        while queue and (queue[0].task is None or queue[0].deadline <= now):
             episode = queue.popleft()
             if episode.task is not None and not episode.task.done():
                 self._on_due(episode)
-        if queue:
+        if queue and self._timer is None:
             self._arm()

@@ -22,6 +22,7 @@ class Episode:
     """The state of one episode. ``trajectories`` is set when it ended well, ``end`` when it reached its one end."""
 
     __slots__ = (
+        "deadline",
         "end",
         "failure",
         "finished_at",
@@ -39,6 +40,7 @@ class Episode:
         self.index = index
         self.started_at = started_at
         self.finished_at = 0.0
+        self.deadline = 0.0
         self.task: asyncio.Task[Trajectory | list[Trajectory] | None] | None = None
         self.trajectories: list[Trajectory] | None = None
         self.failure: str | None = None

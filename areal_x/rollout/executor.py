@@ -288,7 +288,7 @@ class RolloutExecutor:
             episode.task = task
             self._episodes[task] = episode
             task.add_done_callback(self._on_task_done)
-            self._deadlines.add(episode)
+            self._deadlines.add(episode, now)
 
     # ---- settling ---------------------------------------------------------------------------------------------------
 
@@ -305,6 +305,10 @@ class RolloutExecutor:
         """The episode's time is over. The books do not wait for a workflow that holds on to its cancellation."""
         task = episode.task
         assert task is not None
+        if self._lockstep is not None and self._lockstep.is_waiting(episode):
+            # It waits for a sibling, which has a deadline of its own. Only its own work counts.
+            self._deadlines.add(episode, time.monotonic())
+            return
         del self._episodes[task]
         self._abandoned.add(task)
         task.cancel()

@@ -68,6 +68,10 @@ class Lockstep:
         """An episode is not live any more."""
         self._num_live -= 1
 
+    def is_waiting(self, episode: Episode) -> bool:
+        """Whether the episode waits for a round that has not been sent."""
+        return any(waiting.episode is episode for waiting in self._waiting)
+
     def send_round_if_complete(self) -> None:
         """Send the round if every live episode waits."""
         if self._waiting and len({id(waiting.episode) for waiting in self._waiting}) == self._num_live:
