@@ -2,8 +2,8 @@
 
 PyTorch sends float32 matrix products on x86 to MKL, which does not use the wide vector units of other makers'
 processors: measured on an AMD EPYC with AVX-512, one thread, 2,830 rows by 128 by 384, MKL reaches 90 GFLOP/s and
-oneDNN 200. oneDNN is part of PyTorch's own wheel. Results differ from MKL's in rounding only and repeat bitwise for equal
-shapes.
+oneDNN 200. oneDNN is part of PyTorch's own wheel. Results differ from MKL's in rounding only and repeat bitwise for
+equal shapes.
 """
 
 from __future__ import annotations

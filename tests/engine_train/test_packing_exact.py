@@ -102,18 +102,27 @@ def test_float64_agrees_far_below_float32(make_model, make_batch) -> None:
     assert relative_l2(gradient(engine.model), gradient(plain)) <= 1e-12
 
 
-@pytest.mark.parametrize("budget", [16384, 40])
-def test_shared_prefixes_change_nothing(make_model, make_batch, budget: int) -> None:
-    batch = make_batch([8, 8, 2], prompt=(10, 20), completion=(1, 6))
-    path = make_model()
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3-sliding", "gpt2"])
+@pytest.mark.parametrize(("completion", "trees"), [((1, 6), True), ((60, 80), False)])
+@pytest.mark.parametrize("budget", [16384, 150])
+def test_shared_prefixes_change_nothing(
+    make_model, make_batch, budget: int, completion: tuple[int, int], trees: bool, architecture: str
+) -> None:
+    """Short samples attend as one tree, long ones each over the shared prompt; both as if computed apart."""
+    batch = make_batch([8, 8], prompt=(20, 30) if trees else (90, 100), completion=completion)
+    path = make_model(architecture)
     shared = make_engine(path, micro_batch_tokens=budget)
+    if budget == 16384:
+        (micro_batch,) = shared._plan(batch, batch.loss_mask)
+        assert any(bucket.mask is not None for bucket in micro_batch.attention.buckets) is trees
     shared_loss = packed_loss(shared, batch)
     shared_rows = sum(micro_batch.num_rows for micro_batch in shared._plan(batch, batch.loss_mask))
     batch.group_ids = np.arange(len(batch), dtype=np.int64)
     apart = make_engine(path, micro_batch_tokens=budget)
     apart_loss = packed_loss(apart, batch)
     apart_rows = sum(micro_batch.num_rows for micro_batch in apart._plan(batch, batch.loss_mask))
-    assert shared_rows < 0.6 * apart_rows
+    if budget == 16384:
+        assert shared_rows < 0.6 * apart_rows
     assert abs(shared_loss - apart_loss) <= 1e-6
     assert relative_l2(gradient(shared.model), gradient(apart.model)) <= 1e-6
 

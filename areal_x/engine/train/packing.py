@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from areal_x.api.records import TrainBatch
-from areal_x.engine.train.attention import AttentionPlan, plan_attention
+from areal_x.engine.train.attention import AttentionPlan, Segments, attention_cost, plan_attention
 
 __all__ = ["MicroBatch", "plan_micro_batches"]
 
@@ -27,6 +27,8 @@ Indices = npt.NDArray[np.int64]
 
 MIN_SHARED_FRACTION = 0.05
 """Prefixes are shared when it saves at least this part of the tokens: rows used twice cost gathers in attention."""
+MAX_TREE_ROWS = 2048
+"""Larger groups do not attend as one tree: its mask has this many squared entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +228,36 @@ def _lay_out(
     return MicroBatch(
         input_ids=torch.from_numpy(packed_ids)[None].to(device),
         position_ids=torch.from_numpy(position_ids)[None].to(device),
-        attention=plan_attention(rows, members.used, num_rows, device),
+        attention=plan_attention(_segments(members, first, unit_of_member, rows, local), num_rows, device),
         rows=torch.from_numpy(rows[predicting]).to(device),
         targets=torch.from_numpy(input_ids[targets]).to(device),
         positions=torch.from_numpy(targets).to(device),
     )
+
+
+def _segments(
+    members: _Members, first: Indices, unit_of_member: Indices, rows: Indices, local: Indices
+) -> list[Segments]:
+    """What attends together: one causal segment for each sequence, or one tree for a unit where that is cheaper.
+
+    ``first`` is each unit's first member; ``rows`` and ``local`` are row and position of each token of each member.
+    """
+    own = members.used - members.shared
+    tree_lengths = members.shared[first] + np.bincount(unit_of_member, weights=own).astype(np.int64)
+    apart = np.bincount(unit_of_member, weights=attention_cost(members.used))
+    is_tree = (members.shared[first] > 0) & (attention_cost(tree_lengths) < apart) & (tree_lengths <= MAX_TREE_ROWS)
+    member_of_token = np.repeat(np.arange(len(own)), members.used)
+    unit_of_token = unit_of_member[member_of_token]
+    in_tree = is_tree[unit_of_token]
+    parts = []
+    if not is_tree.all():
+        alone = ~in_tree
+        parts.append(Segments(rows[alone], members.used[~is_tree[unit_of_member]], local[alone]))
+    if is_tree.any():
+        on_trunk = local < members.shared[member_of_token]
+        kept = np.flatnonzero(in_tree & (~on_trunk | (first[unit_of_token] == member_of_token)))
+        order = np.lexsort((unit_of_token[kept], tree_lengths[unit_of_token[kept]]))
+        kept = kept[order]
+        branches = np.where(on_trunk, -1, member_of_token)[kept]
+        parts.append(Segments(rows[kept], np.sort(tree_lengths[is_tree]), local[kept], branches))
+    return parts
