@@ -120,6 +120,10 @@ def _check_data(config: ExperimentConfig) -> None:
     if data.path in ("", "???"):
         raise _fail("data.path", data.path, "name a file, a data set on the hub, or arithmetic")
     _check_data_file("data.path", data.path)
+    if "/" not in data.path and ":" not in data.path and data.path not in MADE_DATA_SETS:
+        close = difflib.get_close_matches(data.path, MADE_DATA_SETS, n=1, cutoff=0.75)
+        if close and not names_a_file(data.path):
+            raise _fail("data.path", data.path, f"did you mean {close[0]}?")
     _check_data_file("data.eval_path", data.eval_path)
     _check_data_file("sft.path", config.sft.path if config.sft.enabled else None)
     _at_least("data.limit", data.limit, 1)
@@ -166,7 +170,11 @@ def _check_model_directory(path: str) -> None:
                 "model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format"
             )
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or path.partition("/")[0] in ("models", "runs"):
-        raise _fail("model.path", path, "no such folder; make a small model with areal-x init-model")
+        raise _fail(
+            "model.path",
+            path,
+            "no such folder; make a small model with areal-x init-model, or write a hub name as organisation/name",
+        )
 
 
 def _check_sampling(key: str, sampling: SamplingConfig, training: bool) -> None:

@@ -9,13 +9,13 @@ from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import is_import_path
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
-from areal_x.rollout.dataset import dataset_name
+from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
 __all__ = ["checked_config", "dry_run"]
 
 
 def checked_config(command: str, source: ConfigSource, overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose and check the configuration of ``train``, ``sft`` or ``eval``.
+    """Compose and check the configuration of ``train``, ``sft`` or ``eval``. Data that is made is made once to try.
 
     Raises:
         ConfigError: one line with the key, the value and what would be valid.
@@ -24,6 +24,8 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if command == "sft":
         config.sft.enabled = True
     check_config(config)
+    if config.data.path in DATA_SETS:
+        load_dataset_items(config.data)
     if command != "sft":
         _check_reward_name(config)
     return config

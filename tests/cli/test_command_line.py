@@ -78,6 +78,7 @@ def test_a_dry_run_prints_the_whole_config_and_starts_nothing(started: list[Any]
         (["train", "--config-name", "quickstart", "reward.fn=gsm9k"], "did you mean 'gsm8k'?"),
         (["train", "--config-name", "quickstart", "reward.kwargs.nope=3"], "reward.kwargs.nope is not an option"),
         (["train", "--config-name", "quickstart", "data.path=x/sums.jsonl"], "no such file"),
+        (["train", "--config-name", "quickstart", "data.kwargs.num_digit=3"], "did you mean 'num_digits'?"),
         (["train", "--config-name", "gsm8k"], "data.path is not set"),
         (["train", "nope.yaml"], "nope.yaml: no such file"),
         (["train", "a.yaml", "b.yaml"], "two configs"),

@@ -87,6 +87,7 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("data.path", "???", "name a file"),
         ("data.path", "nope.jsonl", "no such file"),
         ("data.path", "./nope", "no such file"),
+        ("data.path", "arithmetics", "did you mean arithmetic?"),
         ("data.prompt_key", "", "name the column"),
         ("data.limit", 0, "must be 1 or more"),
         ("data.eval_path", "nope.parquet", "no such file"),
