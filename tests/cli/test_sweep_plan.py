@@ -33,7 +33,7 @@ QUICKSTART = ConfigSource.named("quickstart")
             ],
         ),
         (["algorithm=grpo,reinforce"], ["quickstart_algorithm-grpo", "quickstart_algorithm-reinforce"]),
-        (["data.kwargs.num_digits=1,2"], ["quickstart_num_digits-1", "quickstart_num_digits-2"]),
+        (["data.kwargs.num_digits=3,4"], ["quickstart_num_digits-3", "quickstart_num_digits-4"]),
         (["train.betas=[0.9,0.95],[0.9,0.99]"], ["quickstart_betas-0.9-0.95", "quickstart_betas-0.9-0.99"]),
     ],
 )
