@@ -60,6 +60,11 @@ def test_configs_are_sparse_and_say_what_they_do() -> None:
         assert config_header(find_config(f"{group}/{preset}")), f"{group}/{preset}"
 
 
+def test_configs_of_the_examples_compose() -> None:
+    for path in sorted((ROOT / "examples").rglob("*.yaml")):
+        compose_tree(ConfigSource.file(path))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     if importlib.util.find_spec("hatchling") is None:
