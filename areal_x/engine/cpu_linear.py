@@ -66,7 +66,14 @@ class _OneDnnLinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_values = matmul_nt(rows, weight.t()).view(values.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = matmul_nt(rows.t(), values.reshape(-1, values.shape[-1]).t())
+            grad_weight = _grad_weight(rows, values.reshape(-1, values.shape[-1]))
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
         return grad_values, grad_weight, grad_bias
+
+
+def _grad_weight(grad: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``grad.T @ values``. oneDNN's entry copies a transposed left side, so the narrower one goes there."""
+    if grad.shape[1] <= values.shape[1]:
+        return matmul_nt(grad.t(), values.t())
+    return matmul_nt(values.t(), grad.t()).t().contiguous()

@@ -216,7 +216,7 @@ def _packed_attention(
     if unsupported or dropout or not getattr(module, "is_causal", True):
         reason = ", ".join(unsupported) or ("dropout" if dropout else "attention that is not causal")
         raise ValueError(f"packed attention does not support {reason} ({type(module).__name__})")
-    slots = [_ToSlots.apply(states[0].transpose(0, 1), attention_plan) for states in (query, key, value)]
+    slots = [_ToSlots.apply(states.squeeze(0).transpose(0, 1), attention_plan) for states in (query, key, value)]
     sizes = [bucket.n * bucket.length for bucket in attention_plan.buckets]
     outputs = []
     for bucket, *parts in zip(attention_plan.buckets, *(states.split(sizes) for states in slots), strict=True):

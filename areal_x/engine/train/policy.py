@@ -87,7 +87,7 @@ def packed_hidden_states(model: PreTrainedModel, micro_batch: MicroBatch) -> tor
         use_cache=False,
         attention_plan=micro_batch.attention,
     )
-    hidden: torch.Tensor = outputs.last_hidden_state[0]
+    hidden: torch.Tensor = outputs.last_hidden_state.squeeze(0)
     return hidden
 
 
