@@ -12,9 +12,9 @@ __all__ = ["EpisodeCounts"]
 class EpisodeCounts:
     """Episodes by how they ended. ``submitted`` equals the sum of all ends plus those in flight, at every moment.
 
-    ``trained`` were handed to a train step (one whose tokens were all over age is among them, and counted apart in the
-    staleness counts); ``rejected`` and ``failed`` are by reason. ``failed_scores`` counts scores by status whatever became
-    of their episode, so it is no part of the sum.
+    ``trained`` were handed to a train step (one whose tokens were all over age is among them, and counted apart in
+    the staleness counts); ``rejected`` and ``failed`` are by reason. ``failed_scores`` counts scores by status
+    whatever became of their episode, so it is no part of the sum.
     """
 
     submitted: int = 0
@@ -44,6 +44,7 @@ class EpisodeCounts:
         """
         if self.in_flight != num_in_flight:
             raise AssertionError(
-                f"episodes are not conserved: {self.submitted} submitted, {self.trained} trained, {self.rejected.total()} "
-                f"rejected, {self.failed.total()} failed, {self.cancelled} cancelled, {num_in_flight} in flight"
+                f"episodes are not conserved: {self.submitted} submitted, {self.trained} trained, "
+                f"{self.rejected.total()} rejected, {self.failed.total()} failed, {self.cancelled} cancelled, "
+                f"{num_in_flight} in flight"
             )

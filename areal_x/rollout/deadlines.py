@@ -13,7 +13,8 @@ __all__ = ["EpisodeDeadlines"]
 
 
 class EpisodeDeadlines:
-    """Episodes all have the same time, so they come due in the order in which they started: a queue and one timer will do.
+    """Episodes all have the same time, so they come due in the order in which they started: a queue and one timer
+    will do.
 
     Args:
         seconds: time of one episode.

@@ -6,17 +6,17 @@
 
 Everything happens on one event loop, in callbacks; there is no loop that polls.
 
-* **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, a free engine slot (or a short queue), and
-  not too many ready groups. It is unblocked by the end of a request, of an episode, of a group, by ``next_*`` and by
-  ``on_published``. It produces tasks, one for each episode.
+* **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, a free engine slot (or a short
+  queue), and not too many ready groups. It is unblocked by the end of a request, of an episode, of a group, by
+  ``next_*`` and by ``on_published``. It produces tasks, one for each episode.
 * **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing.
-* **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens that are too
-  old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
+* **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens
+  that are too old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
 
-Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it waits,
-while a short one can wait. Why few ready groups (``max_ready_groups``): what waits, ages. A small store is enough, since it
-only has to cover the difference between the engine's and the trainer's pace. Why a short queue at the engine: what waits
-there has no tokens yet and so does not age, and it refills a slot at once.
+Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it
+waits, while a short one can wait. Why few ready groups (``max_ready_groups``): what waits, ages. A small store is
+enough, since it only has to cover the difference between the engine's and the trainer's pace. Why a short queue at
+the engine: what waits there has no tokens yet and so does not age, and it refills a slot at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from areal_x.api.config import RolloutConfig
 from areal_x.api.engine_api import Generator, InferenceEngine
-from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.errors import DataError
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.rollout.counts import EpisodeCounts
@@ -60,15 +60,17 @@ class RolloutExecutor:
         seed: the run's seed; seeds requests in a synchronous run.
         group_filter: true keeps a complete group, false or a reason rejects it.
         max_failure_rate, failure_window: see ``FailureBudget``.
-        max_ready_groups: admission pauses while so many groups wait for the trainer. Default: a step and a quarter, for a
-            trainer that takes whole batches; a trainer that takes groups as they come wants about a quarter of a step.
+        max_ready_groups: admission pauses while so many groups wait for the trainer. Default: a step and a quarter,
+        for a
+            trainer that takes whole batches; a trainer that takes groups as they come wants about ten groups.
         min_samples: a group with fewer good samples is rejected. Default: two, or one when ``group_size`` is one.
         bounded: false admits items without a staleness bound (evaluation).
         lockstep: send requests in rounds, so that runs repeat bitwise. Default: when ``max_staleness`` is 0.
         version: publications before this run.
         on_group: called with each group as it becomes ready.
         on_record: called with each episode's record when it reaches its end.
-        on_span: called with (lane, start, end) for each episode, generation and scoring, in ``time.monotonic()`` seconds.
+        on_span: called with (lane, start, end) for each episode, generation and scoring, in ``time.monotonic()``
+        seconds.
     """
 
     def __init__(
@@ -94,9 +96,7 @@ class RolloutExecutor:
         on_span: Callable[[str, float, float], None] | None = None,
     ) -> None:
         max_staleness = config.max_staleness if bounded else None
-        self.budget = StalenessBudget(
-            groups_per_step, config.group_size, max_staleness, config.max_concurrent, version
-        )
+        self.budget = StalenessBudget(groups_per_step, config.group_size, max_staleness, config.max_concurrent, version)
         failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window)
         self._ledger = EpisodeLedger(failures, on_record, on_span)
         self._workflow = workflow
@@ -106,9 +106,7 @@ class RolloutExecutor:
         self._filter = group_filter
         self._on_group = on_group
         self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
-        self._max_ready = max_ready_groups or groups_per_step + max(1, groups_per_step // 4)
-        if self._max_ready < 1:
-            raise ConfigError(f"max_ready_groups is {max_ready_groups}; at least one group must be able to wait")
+        self._max_ready = max(1, max_ready_groups or groups_per_step + groups_per_step // 4)
         self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
         self._traffic = EngineTraffic(engine, self._schedule_tick)
         if lockstep is None:
@@ -162,16 +160,17 @@ class RolloutExecutor:
         await self._shut_down()
 
     async def next_batch(self, version: int | None = None) -> list[TrajectoryGroup]:
-        """The groups of one whole train step, the oldest that are ready, in the order of their ids. See ``next_groups``."""
+        """The groups of one whole train step, the oldest that are ready, by their ids. See ``next_groups``."""
         num_groups = self.budget.groups_per_step
         return await self.next_groups(num_groups, num_groups, version)
 
     async def next_groups(self, at_most: int, at_least: int = 1, version: int | None = None) -> list[TrajectoryGroup]:
         """Wait for ``at_least`` ready groups and take the oldest, ``at_most`` so many.
 
-        Tokens too old for a train step on weights ``version`` (default: those published last) are masked; ``take_over_age``
-        tells how many. A trainer that accumulates gradients can take the parts of one step as they come: samples that
-        finish while the step is under way then still join it, and fewer of their tokens are too old.
+        Tokens too old for a train step on weights ``version`` (default: those published last) are masked;
+        ``take_over_age`` tells how many. A trainer that accumulates gradients can take the parts of one step as they
+        come: samples that finish while the step is under way then still join it, and fewer of their tokens are too
+        old.
 
         Raises:
             DataError: the items ended and so many groups will never be ready.
@@ -184,8 +183,8 @@ class RolloutExecutor:
         if len(self._ready) < at_least:
             failure = self._ledger.first_failure
             raise DataError(
-                f"the data ended after {self._next_group_id} items: {len(self._ready)} groups are ready and {at_least} are "
-                "wanted; give more items or epochs, or a smaller train.batch_size"
+                f"the data ended after {self._next_group_id} items: {len(self._ready)} groups are ready and {at_least} "
+                "are wanted; give more items or epochs, or a smaller train.batch_size"
                 + (f"; the first failure was:\n{failure}" if failure else "")
             )
         return self._take(at_most, self.budget.version if version is None else version)
@@ -315,7 +314,7 @@ class RolloutExecutor:
         self._settle(episode, None)
 
     def _settle(self, episode: Episode, task: asyncio.Task[Any] | None) -> None:
-        """An episode runs no longer: account for it, and for its group if it was the last. No ``task``: its time is over."""
+        """An episode runs no longer: account for it, and for its group if it was the last. No task: its time is up."""
         episode.finished_at = time.monotonic()
         episode.task = None
         self.budget.on_episode_ended()
@@ -343,10 +342,7 @@ class RolloutExecutor:
         assembled = assemble_group(pending, self._policy, self._min_samples)
         verdict = assembled.group is not None and (self._filter is None or self._filter(assembled.group))
         del self._open_groups[pending.group_id]
-        for episode, reason in assembled.failed:
-            self._ledger.close(episode, "failed", reason)
-        for episode, reason in assembled.rejected:
-            self._ledger.close(episode, "rejected", reason)
+        self._ledger.close_assembled(assembled)
         if assembled.group is not None and verdict is True:
             self.budget.on_accepted()
             self._ready.put(ReadyGroup(pending.group_id, assembled.group, assembled.kept))
@@ -354,16 +350,13 @@ class RolloutExecutor:
                 self._on_group(assembled.group)
             return
         self.budget.on_rejected()
-        for episode in assembled.kept:
-            self._ledger.close(episode, "rejected", verdict if isinstance(verdict, str) else "filter")
+        self._ledger.close_all(assembled.kept, "rejected", verdict if isinstance(verdict, str) else "filter")
 
     # ---- consumption ------------------------------------------------------------------------------------------------
 
     def _take(self, num_groups: int, version: int) -> list[TrajectoryGroup]:
         taken = self._ready.take(num_groups)
-        for ready in taken:
-            for episode in ready.kept:
-                self._ledger.close(episode, "trained")
+        self._ledger.close_all((episode for ready in taken for episode in ready.kept), "trained")
         groups = [ready.group for ready in taken]
         self._over_age.add(mask_over_age(groups, version, self.budget.max_staleness))
         self.check_conservation()
@@ -400,11 +393,9 @@ class RolloutExecutor:
             await self._lockstep.stop()
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)
-        for group in self._open_groups.values():
-            for episode in group.episodes:
-                if episode.end is None:
-                    self._ledger.close(episode, "cancelled")
+        unfinished = [
+            episode for group in self._open_groups.values() for episode in group.episodes if episode.end is None
+        ]
+        untrained = [episode for ready in self._ready.take(len(self._ready)) for episode in ready.kept]
         self._open_groups.clear()
-        for ready in self._ready.take(len(self._ready)):
-            for episode in ready.kept:
-                self._ledger.close(episode, "cancelled")
+        self._ledger.close_all([*unfinished, *untrained], "cancelled")

@@ -78,10 +78,14 @@ def check_trajectories(result: Any) -> list[Trajectory]:
         or not trajectories
         or not all(isinstance(trajectory, Trajectory) for trajectory in trajectories)
     ):
-        raise TypeError(f"a workflow returned {type(result).__name__}; return a Trajectory, a list of them, or None to reject")
+        raise TypeError(
+            f"a workflow returned {type(result).__name__}; return a Trajectory, a list of them, or None to reject"
+        )
     outcome = trajectories[-1].outcome
     if outcome is None:
-        raise TypeError("a workflow returned a trajectory without an outcome; pass outcome=await reward_fn.outcome(...)")
+        raise TypeError(
+            "a workflow returned a trajectory without an outcome; pass outcome=await reward_fn.outcome(...)"
+        )
     for trajectory in trajectories:
         if trajectory.outcome is None:
             trajectory.outcome = outcome
@@ -89,7 +93,8 @@ def check_trajectories(result: Any) -> list[Trajectory]:
 
 
 def assemble_group(pending: PendingGroup, policy: FailurePolicy, min_samples: int) -> AssembledGroup:
-    """Apply ``policy`` to the failed scores of a complete group. Episodes that failed or were rejected before are not in it.
+    """Apply ``policy`` to the failed scores of a complete group. Episodes that failed or were rejected before are not
+    in it.
 
     A masked sample gets the mean of the good rewards, so that it moves no baseline and has no advantage.
 

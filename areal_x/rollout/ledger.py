@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from areal_x.api.errors import EngineDiedError, PromptTooLongError
@@ -12,7 +12,7 @@ from areal_x.api.reward_api import RewardError
 from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.episode import Episode, EpisodeEnd, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
-from areal_x.rollout.groups import check_trajectories
+from areal_x.rollout.groups import AssembledGroup, check_trajectories
 
 __all__ = ["EpisodeLedger"]
 
@@ -90,6 +90,18 @@ class EpisodeLedger:
             counts.cancelled += 1
         if self._on_record is not None:
             self._on_record(_record(episode, end, reason))
+
+    def close_all(self, episodes: Iterable[Episode], end: EpisodeEnd, reason: str | None = None) -> None:
+        """Several episodes reached the same end."""
+        for episode in episodes:
+            self.close(episode, end, reason)
+
+    def close_assembled(self, assembled: AssembledGroup) -> None:
+        """Account for the episodes of a complete group that will not be trained."""
+        for episode, reason in assembled.failed:
+            self.close(episode, "failed", reason)
+        for episode, reason in assembled.rejected:
+            self.close(episode, "rejected", reason)
 
     def _account_result(self, episode: Episode, result: Any) -> None:
         if result is None:

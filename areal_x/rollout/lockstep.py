@@ -1,12 +1,13 @@
 """Synchronous rounds: runs with one seed repeat bitwise.
 
-What an episode samples must not depend on who happens to be quicker, so requests are sent in rounds. Each live episode either
-waits in ``agenerate`` or does something else (a reward, a tool, a judge). A round is sent when **all** live episodes wait. It
-is one batch, ordered by group, index in the group and turn, and each request has a seed that is a function of the run's
-seed and of that place.
+What an episode samples must not depend on who happens to be quicker, so requests are sent in rounds. Each live
+episode either waits in ``agenerate`` or does something else (a reward, a tool, a judge). A round is sent when **all**
+live episodes wait. It is one batch, ordered by group, index in the group and turn, and each request has a seed that
+is a function of the run's seed and of that place.
 
-It cannot deadlock. A live episode that does not wait is running, so it will wait, end, or be ended by its deadline; each of these
-calls for another look. A round that was sent always answers all its requests, with a response or an error.
+It cannot deadlock. A live episode that does not wait is running, so it will wait, end, or be ended by its deadline;
+each of these calls for another look. A round that was sent always answers all its requests, with a response or an
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Lockstep", "LockstepGenerator", "request_seed"]
 
 
 def request_seed(run_seed: int, group_id: int, index: int, turn: int) -> int:
-    """The seed of one request, in [0, 2**63): the same in every run with this seed, unlike that of any other request."""
+    """The seed of one request, in [0, 2**63): the same in every run with this seed, and unlike all others."""
     digest = hashlib.blake2b(f"{run_seed}/{group_id}/{index}/{turn}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -113,7 +114,9 @@ class Lockstep:
             for waiting in batch:
                 waiting.response.cancel()
             raise
-        except Exception as error:  # the round's boundary: whatever broke the batch reaches every episode that waits for it
+        except (
+            Exception
+        ) as error:  # the round's boundary: whatever broke the batch reaches every episode that waits for it
             for waiting in batch:
                 if not waiting.response.done():
                     waiting.response.set_exception(error)

@@ -58,7 +58,7 @@ class ReadyGroups:
             waiter.set_result(None)
 
     async def wait(self, num_groups: int, on_wait: Callable[[], None]) -> None:
-        """Return when ``num_groups`` are there, or when nothing comes any more. ``on_wait`` is called if there is a wait."""
+        """Return when ``num_groups`` are there, or nothing comes any more. ``on_wait`` is called if there is a wait."""
         if self._waiter is not None:
             raise RuntimeError("the executor serves one consumer; another one waits already")
         self.num_wanted = num_groups

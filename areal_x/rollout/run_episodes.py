@@ -80,6 +80,6 @@ async def run_episodes(
         groups = await executor.remaining_groups()
     finally:
         await executor.stop()
-        await asyncio.wait([run])
+        await asyncio.gather(run, return_exceptions=True)
     run.result()
     return FinishedEpisodes(groups, executor.counts)

@@ -2,22 +2,25 @@
 
 Two rules that hold together:
 
-1. **Admission** (``StalenessBudget``). With G groups to a step, bound ``eta`` and ``version`` publications so far, a group may
-   start while ``accepted + running < (eta + version + 1) * G``. Rejected and failed groups give their place back.
+1. **Admission** (``StalenessBudget``). With G groups to a step, bound ``eta`` and ``version`` publications so far, a
+   group may start while ``accepted + running < (eta + version + 1) * G``. Rejected and failed groups give their place
+   back.
 2. **Consumption** (``mask_over_age``). A train step on weights ``v`` trains no token of a version below ``v - eta``.
 
-Why the bound holds. Rule 2 alone proves that no trained token is older than ``eta``: the engine stamps every token with the
-weights that sampled it, ``v`` is the version of the weights that the step runs on, and each group passes rule 2 on its way into
-that step. It needs no assumption on how long a sample takes.
+Why the bound holds. Rule 2 alone proves that no trained token is older than ``eta``: the engine stamps every token
+with the weights that sampled it, ``v`` is the version of the weights that the step runs on, and each group passes
+rule 2 on its way into that step. It needs no assumption on how long a sample takes.
 
-What rule 1 adds: it keeps rule 2 from having much to do. A place is charged when a group starts and is freed only when new
-weights are live, because ``version`` moves in ``on_published`` and nowhere else. After ``v`` publications ``v * G`` groups were
-trained, so at most ``(eta + 1) * G`` are running, ready or in the step under way. A group admitted at version ``a`` is number
-``(eta + a + 1) * G`` at the latest, so if groups were trained in the order of their admission it would be in step ``a + eta`` or
-before: lag ``eta`` at most. A group that takes longer than its neighbours is overtaken, and only its oldest tokens are lost.
+What rule 1 adds: it keeps rule 2 from having much to do. A place is charged when a group starts and is freed only
+when new weights are live, because ``version`` moves in ``on_published`` and nowhere else. After ``v`` publications
+``v * G`` groups were trained, so at most ``(eta + 1) * G`` are running, ready or in the step under way. A group
+admitted at version ``a`` is number ``(eta + a + 1) * G`` at the latest, so if groups were trained in the order of
+their admission it would be in step ``a + eta`` or before: lag ``eta`` at most. A group that takes longer than its
+neighbours is overtaken, and only its oldest tokens are lost.
 
-``eta = 0`` is exactly synchronous: after ``v`` publications ``v * G`` groups are trained and ``(v + 1) * G`` admitted, so the only
-groups that can start are those of the step on weights ``v``, and all of their tokens are sampled by weights ``v``.
+``eta = 0`` is exactly synchronous: after ``v`` publications ``v * G`` groups are trained and ``(v + 1) * G``
+admitted, so the only groups that can start are those of the step on weights ``v``, and all of their tokens are
+sampled by weights ``v``.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class StalenessBudget:
             raise ConfigError(f"rollout.max_staleness is {max_staleness}; use 0 (synchronous) or a positive bound")
         if max_concurrent is not None and max_concurrent < group_size:
             raise ConfigError(
-                f"rollout.max_concurrent is {max_concurrent}; one group needs {group_size} (rollout.group_size) at least"
+                f"rollout.max_concurrent is {max_concurrent}; one group needs {group_size} (rollout.group_size)"
             )
         self.groups_per_step = groups_per_step
         self.group_size = group_size

@@ -36,7 +36,9 @@ def numbered_items(stop: int | None = None) -> Iterator[dict[str, Any]]:
         number += 1
 
 
-def random_script(seed: int, mean_seconds: float = 0.002, sigma: float = 1.0) -> Callable[[ModelRequest], ScriptedCompletion]:
+def random_script(
+    seed: int, mean_seconds: float = 0.002, sigma: float = 1.0
+) -> Callable[[ModelRequest], ScriptedCompletion]:
     rng = np.random.default_rng(seed)
 
     def script(request: ModelRequest) -> ScriptedCompletion:

@@ -44,7 +44,9 @@ async def test_drop_takes_failed_scores_out_of_the_group() -> None:
 
 
 async def test_a_group_with_fewer_than_two_scores_is_rejected_and_replaced() -> None:
-    executor = make_executor(workflow=EachInItsWay(OK_1, CRASH, CRASH), groups_per_step=1, group_size=3, max_staleness=0)
+    executor = make_executor(
+        workflow=EachInItsWay(OK_1, CRASH, CRASH), groups_per_step=1, group_size=3, max_staleness=0
+    )
     async with running(executor):
         (group,) = await executor.next_batch(0)
     assert group.group_id == 1
@@ -87,7 +89,7 @@ async def test_raise_ends_the_run_with_the_score_s_own_words() -> None:
 
 @pytest.mark.parametrize("value", ["skip", "nan", "inf", ""])
 def test_bad_on_failure_is_named(value: str) -> None:
-    with pytest.raises(ConfigError, match="reward.on_failure"):
+    with pytest.raises(ConfigError, match=r"reward\.on_failure"):
         FailurePolicy.parse(value)
 
 
@@ -101,7 +103,9 @@ class Failing(CountingWorkflow):
 async def test_a_workflow_that_always_fails_stops_the_run_with_the_first_traceback(staleness: int) -> None:
     executor = make_executor(workflow=Failing(), max_failures_in_a_row=10, max_staleness=staleness)
     async with running(executor) as run:
-        with pytest.raises(FailureBudgetError, match=r"(?s)10 episodes failed in a row.*Traceback.*no column called answer"):
+        with pytest.raises(
+            FailureBudgetError, match=r"(?s)10 episodes failed in a row.*Traceback.*no column called answer"
+        ):
             await executor.next_batch(0)
         with pytest.raises(FailureBudgetError):
             await run

@@ -72,7 +72,9 @@ async def run_once(seed: int) -> tuple[list[Any], list[Any]]:
     async with running(executor):
         for version in range(6):
             for group in await executor.next_batch(version):
-                result.append((group.group_id, group.rewards.tolist(), [t.input_ids.tolist() for t in group.trajectories]))
+                result.append(
+                    (group.group_id, group.rewards.tolist(), [t.input_ids.tolist() for t in group.trajectories])
+                )
             await engine.update_weights(version + 1)
             executor.on_published(version + 1)
     assert executor.counts.rejected["prompt_too_long"] == 3

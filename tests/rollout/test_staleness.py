@@ -84,7 +84,9 @@ def group_of(*versions: list[int], mask: list[list[bool]] | None = None) -> Traj
         array = np.array(row)
         loss_mask = array >= 0 if mask is None else np.array(mask[number])
         zeros = np.zeros(len(row))
-        trajectories.append(Trajectory(zeros.astype(np.int32), loss_mask, zeros.astype(np.float32), spans_from_versions(array)))
+        trajectories.append(
+            Trajectory(zeros.astype(np.int32), loss_mask, zeros.astype(np.float32), spans_from_versions(array))
+        )
     return TrajectoryGroup(0, trajectories, np.zeros(len(versions), dtype=np.float32))
 
 

@@ -1,8 +1,9 @@
 """An inference engine without a model: what it says and how long it takes come from a script.
 
-For tests and benchmarks of everything around a model, and for debugging a workflow or a reward in milliseconds. Time is real;
-tokens are not computed one by one. The engine has slots and a first-in first-out queue like a real one, takes weight updates while
-requests are in flight, and stamps each token with the version that was live at the moment when it was due.
+For tests and benchmarks of everything around a model, and for debugging a workflow or a reward in milliseconds. Time
+is real; tokens are not computed one by one. The engine has slots and a first-in first-out queue like a real one,
+takes weight updates while requests are in flight, and stamps each token with the version that was live at the moment
+when it was due.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -53,8 +55,8 @@ class _Scripted:
 class ScriptedEngine(InferenceEngine):
     """Plays a script through ``num_slots`` slots.
 
-    A slot that becomes free is taken at the very moment when it became free, not when a timer got round to it, so that the
-    engine's throughput is that of the script even when the machine is busy.
+    A slot that becomes free is taken at the very moment when it became free, not when a timer got round to it, so
+    that the engine's throughput is that of the script even when the machine is busy.
 
     Args:
         script: says what each request gets.
@@ -115,7 +117,7 @@ class ScriptedEngine(InferenceEngine):
     async def pause(self) -> None:
         """Stop the engine's clock."""
         if self._paused_at is None:
-            self._paused_at = asyncio.get_running_loop().time()
+            self._paused_at = time.monotonic()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -123,7 +125,7 @@ class ScriptedEngine(InferenceEngine):
     async def resume(self) -> None:
         """Let the engine's clock go on."""
         if self._paused_at is not None:
-            self._pause_seconds += asyncio.get_running_loop().time() - self._paused_at
+            self._pause_seconds += time.monotonic() - self._paused_at
             self._paused_at = None
             self._fill(self._now())
             self._arm()
@@ -153,8 +155,8 @@ class ScriptedEngine(InferenceEngine):
         self._fail_all(self._death)
 
     def _now(self) -> float:
-        """The engine's clock: the loop's, less the time spent paused."""
-        return (self._paused_at or asyncio.get_running_loop().time()) - self._pause_seconds
+        """The engine's clock: ``time.monotonic()`` less the time spent paused."""
+        return (self._paused_at or time.monotonic()) - self._pause_seconds
 
     def _fill(self, moment: float) -> None:
         while self._waiting and self._num_running < self._num_slots:
@@ -208,7 +210,7 @@ class ScriptedEngine(InferenceEngine):
             scripted.response.set_result(response)
 
     def _version_spans(self, start: float, end: float, num_tokens: int) -> list[VersionSpan]:
-        """Token i of T is due at ``start + (i + 1) / T * (end - start)``; an update counts from the first token due after it."""
+        """Token i of T is due at ``start + (i + 1) / T * (end - start)``; an update counts for tokens due after it."""
         first = bisect_right(self._update_times, start) - 1
         spans: list[VersionSpan] = []
         position = 0
