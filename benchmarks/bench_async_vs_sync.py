@@ -194,7 +194,8 @@ def measure(group_size: int, options: argparse.Namespace) -> dict[str, float]:
         s_max = synchronous_tokens / max(sampled_tokens(measured) / SLOTS / steps, step_tokens)
         print(
             f"  {name}: {measured.step_seconds * 1e3:.1f} ms a step, "
-            f"synchronous {synchronous.step_seconds * 1e3:.1f} ms: speed-up {speed_up:.2f} = {speed_up / s_max:.3f} of the S_max of the lengths drawn, {s_max:.2f}"
+            f"synchronous {synchronous.step_seconds * 1e3:.1f} ms: "
+            f"speed-up {speed_up:.2f} = {speed_up / s_max:.3f} of the S_max of the lengths drawn, {s_max:.2f}"
         )
         ratios = report_masking(name, measured, step_tokens)
         prefix = "" if measured is asynchronous else "whole_"

@@ -28,7 +28,6 @@ from typing import Any
 
 from areal_x.api.config import RolloutConfig
 from areal_x.api.engine_api import Generator, InferenceEngine
-from areal_x.api.errors import DataError
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.rollout.counts import EpisodeCounts
@@ -45,6 +44,7 @@ __all__ = ["GroupFilter", "RolloutExecutor"]
 
 GroupFilter = Callable[[TrajectoryGroup], bool | str]
 _STOP_SECONDS = 3.0
+_MAX_REJECTED_STEPS, _MIN_REJECTED_GROUPS = 16, 256
 
 
 class RolloutExecutor:
@@ -97,11 +97,11 @@ class RolloutExecutor:
     ) -> None:
         max_staleness = config.max_staleness if bounded else None
         self.budget = StalenessBudget(groups_per_step, config.group_size, max_staleness, config.max_concurrent, version)
-        failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window)
-        self._ledger = EpisodeLedger(failures, on_record, on_span)
+        max_rejected = max(_MIN_REJECTED_GROUPS, _MAX_REJECTED_STEPS * groups_per_step)
+        self._failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window, max_rejected)
+        self._ledger = EpisodeLedger(self._failures, on_record, on_span)
         self._workflow = workflow
         self._items = items
-        self._group_size = config.group_size
         self._policy = FailurePolicy.parse(on_failure)
         self._filter = group_filter
         self._on_group = on_group
@@ -109,9 +109,8 @@ class RolloutExecutor:
         self._max_ready = max(1, max_ready_groups or groups_per_step + groups_per_step // 4)
         self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
         self._traffic = EngineTraffic(engine, self._schedule_tick)
-        if lockstep is None:
-            lockstep = max_staleness == 0
-        self._lockstep = Lockstep(engine, seed, self._schedule_tick) if lockstep else None
+        use_lockstep = max_staleness == 0 if lockstep is None else lockstep
+        self._lockstep = Lockstep(engine, seed, self._schedule_tick) if use_lockstep else None
         self._deadlines = EpisodeDeadlines(config.episode_timeout_seconds, self._on_due)
 
         self._episodes: dict[asyncio.Task[Any], Episode] = {}
@@ -181,12 +180,7 @@ class RolloutExecutor:
         await self._ready.wait(at_least, self._schedule_tick)
         self._raise_if_ended()
         if len(self._ready) < at_least:
-            failure = self._ledger.first_failure
-            raise DataError(
-                f"the data ended after {self._next_group_id} items: {len(self._ready)} groups are ready and {at_least} "
-                "are wanted; give more items or epochs, or a smaller train.batch_size"
-                + (f"; the first failure was:\n{failure}" if failure else "")
-            )
+            raise self._ready.too_few(at_least, self._next_group_id, self._failures.first_failure)
         return self._take(at_most, self.budget.version if version is None else version)
 
     async def remaining_groups(self, version: int | None = None) -> list[TrajectoryGroup]:
@@ -267,7 +261,7 @@ class RolloutExecutor:
     def _start_group(self, item: dict[str, Any]) -> None:
         assert self._loop is not None
         self.budget.admit()
-        size = self._group_size
+        size = self.budget.group_size
         pending = PendingGroup(self._next_group_id, item, self.budget.version, size)
         self._next_group_id += 1
         self._open_groups[pending.group_id] = pending
@@ -330,8 +324,12 @@ class RolloutExecutor:
             if task is not None:
                 self._ledger.account(episode, task)
             else:
-                text = f"episode {episode.episode_id} took longer than {self._deadlines.seconds:g} s"
-                self._ledger.fail(episode, "episode_timeout", text)
+                self._ledger.fail(
+                    episode,
+                    "episode_timeout",
+                    f"episode {episode.episode_id} took too long; see "
+                    f"rollout.episode_timeout_seconds={self._deadlines.seconds:g}",
+                )
             if pending.num_open == 0:
                 self._complete_group(pending)
         except BaseException as error:  # the run's boundary: a spent failure budget, a dead engine, a broken filter
@@ -345,12 +343,14 @@ class RolloutExecutor:
         self._ledger.close_assembled(assembled)
         if assembled.group is not None and verdict is True:
             self.budget.on_accepted()
+            self._failures.on_group(True, self.counts.rejected)
             self._ready.put(ReadyGroup(pending.group_id, assembled.group, assembled.kept))
             if self._on_group is not None:
                 self._on_group(assembled.group)
             return
         self.budget.on_rejected()
         self._ledger.close_all(assembled.kept, "rejected", verdict if isinstance(verdict, str) else "filter")
+        self._failures.on_group(False, self.counts.rejected)
 
     # ---- consumption ------------------------------------------------------------------------------------------------
 

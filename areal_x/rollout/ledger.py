@@ -37,11 +37,6 @@ class EpisodeLedger:
         self._on_record = on_record
         self._on_span = on_span
 
-    @property
-    def first_failure(self) -> str | None:
-        """The traceback or reason of the run's first failure."""
-        return self._failures.first_failure
-
     def account(self, episode: Episode, task: asyncio.Task[Any]) -> None:
         """The episode's boundary: every way in which a workflow can end becomes data here, and its siblings go on.
 

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Callable
 from typing import NamedTuple
 
+from areal_x.api.errors import DataError
 from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.episode import Episode
 
@@ -56,6 +57,14 @@ class ReadyGroups:
         waiter = self._waiter
         if waiter is not None and not waiter.done() and self._is_over():
             waiter.set_result(None)
+
+    def too_few(self, num_wanted: int, num_items: int, first_failure: str | None) -> DataError:
+        """The error of a consumer who wants more groups than the items could give."""
+        return DataError(
+            f"the data ended after {num_items} items: {len(self._heap)} groups are ready and {num_wanted} are wanted; "
+            "give more items or epochs, or a smaller train.batch_size"
+            + (f"; the first failure was:\n{first_failure}" if first_failure else "")
+        )
 
     async def wait(self, num_groups: int, on_wait: Callable[[], None]) -> None:
         """Return when ``num_groups`` are there, or nothing comes any more. ``on_wait`` is called if there is a wait."""

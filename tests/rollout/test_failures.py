@@ -135,6 +135,13 @@ def test_a_good_episode_between_failures_keeps_the_run_alive() -> None:
         budget.on_episode("d")
 
 
+async def test_a_run_that_rejects_everything_stops_and_says_why() -> None:
+    executor = make_executor(group_filter=lambda group: "too_easy", groups_per_step=2)
+    async with running(executor):
+        with pytest.raises(FailureBudgetError, match=r"256 groups in a row were rejected.*too_easy 512"):
+            await executor.next_batch(0)
+
+
 async def test_an_episode_that_hangs_is_cancelled_at_its_deadline() -> None:
     class Stubborn(CountingWorkflow):
         async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory | list[Trajectory] | None:
@@ -155,7 +162,9 @@ async def test_an_episode_that_hangs_is_cancelled_at_its_deadline() -> None:
         assert time.monotonic() - started < 0.25
     assert [group.group_id for group in groups] == [1, 2]
     assert executor.counts.failed == {"episode_timeout": 1}
-    assert executor.counts.first_tracebacks["episode_timeout"] == "episode 0-0 took longer than 0.1 s"
+    assert executor.counts.first_tracebacks["episode_timeout"] == (
+        "episode 0-0 took too long; see rollout.episode_timeout_seconds=0.1"
+    )
 
 
 async def test_a_deadline_frees_the_engine_s_slot() -> None:
