@@ -26,13 +26,14 @@ from areal_x.process_pool.errors import FunctionTransferError, PoolClosedError, 
 from areal_x.process_pool.function_transfer import describe_function, dump_function
 from areal_x.process_pool.wire import CANNOT_ANSWER, encode_call
 from areal_x.process_pool.worker_link import WorkerLink
-from areal_x.process_pool.zygote_link import ZygoteLink
+from areal_x.process_pool.zygote_link import ZygoteLink, wait_for_exit
 
 __all__ = ["ProcessPool"]
 
 _logger = logging.getLogger("areal_x.process_pool")
 _MAX_ATTEMPTS = 2
 _MAX_FAILED_STARTS = 8
+_MAX_HELPER_DEATHS = 3
 _SHORT_SECONDS, _SHORT_DEPTH = 0.0005, 8
 _MEDIUM_SECONDS, _MEDIUM_DEPTH = 0.005, 2
 
@@ -73,10 +74,11 @@ class ProcessPool:
         self._registrations: dict[bytes, asyncio.Future[RegisteredFunction]] = {}
         self._functions: dict[int, RegisteredFunction] = {}
         self._payloads: dict[int, bytes] = {}
-        self._num_loaded = 0
         self._stale: set[int] = set()
+        self._forked_before: dict[int, int] = {}
+        """The last worker that was requested before each function was: it and older ones do not know the function."""
         self._next_call = self._next_worker = 0
-        self._failed_starts = 0
+        self._failed_starts = self._helper_deaths = 0
         self._closing = False
         self._broken: str | None = None
         self._default_client = PoolClient()
@@ -123,7 +125,7 @@ class ProcessPool:
             number = len(self._functions)
             self._functions[number] = RegisteredFunction(number, describe_function(function))
             self._payloads[number] = payload
-            self._zygote.register(number, payload)
+            self._load(number)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self.import_timeout_seconds)
         except TimeoutError:
@@ -164,7 +166,7 @@ class ProcessPool:
             client.listed = True
             self._ready.append(client)
         if self._idle:
-            self._feed(self._idle.pop())
+            self._feed_idle()
         elif not self._workers:
             self._spawn_missing()
         try:
@@ -187,18 +189,28 @@ class ProcessPool:
             return
         self._closing = True
         self._fail_everything(PoolClosedError("the process pool was closed before the call ended"))
+        pidfds = []
         for worker in self._workers.values():
             worker.kill("closed")
+            pidfds.append(worker.take_pidfd())
             worker.close()
         self._workers.clear()
         self._idle.clear()
         _open_pools.discard(self)
         if self._zygote is not None:
             await self._zygote.close()
+        for pidfd in pidfds:
+            if pidfd is not None:
+                await wait_for_exit(self._loop, pidfd)
 
     def process_ids(self) -> list[int]:
         """The helper's process id, for tests and monitors; all other processes descend from it."""
         return [self._zygote.pid] if self._zygote is not None else []
+
+    def _load(self, number: int) -> None:
+        assert self._zygote is not None
+        self._forked_before[number] = self._next_worker
+        self._zygote.register(number, self._payloads[number])
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -224,7 +236,7 @@ class ProcessPool:
 
     def worker_ready(self, worker: WorkerLink) -> None:
         """A new worker can take calls."""
-        self._failed_starts = 0
+        self._failed_starts = self._helper_deaths = 0
 
     def worker_drained(self, worker: WorkerLink) -> None:
         """All results that a worker had sent are read: give it more."""
@@ -235,12 +247,16 @@ class ProcessPool:
             self._feed(worker)
 
     def _feed(self, worker: WorkerLink) -> None:
+        if not worker.usable:
+            return
         pending = worker.pending
         while True:
+            if pending and len(pending) >= _depth(pending[0]):
+                return
             call = self._next()
             if call is None:
                 break
-            if pending and len(pending) >= self._depth(pending[0], call):
+            if pending and len(pending) >= _depth(call):
                 self._put_back(call)
                 return
             if call.payload is None and not self._encode(call):
@@ -251,12 +267,6 @@ class ProcessPool:
                 return
         if not pending and worker not in self._idle:
             self._idle.append(worker)
-
-    @staticmethod
-    def _depth(head: Call, call: Call) -> int:
-        """How many calls a worker may hold: one sent ahead hides the round trip, but waits behind the one that runs."""
-        seconds = max(head.function.mean_seconds, call.function.mean_seconds)
-        return _SHORT_DEPTH if seconds < _SHORT_SECONDS else _MEDIUM_DEPTH if seconds < _MEDIUM_SECONDS else 1
 
     def _next(self) -> Call | None:
         """The next call, clients in turn; O(1). It is charged to its client."""
@@ -281,15 +291,16 @@ class ProcessPool:
             return call
         return None
 
-    def _release(self, client: PoolClient) -> None:
-        client.running -= 1
-        if client.queue and not client.listed:
-            client.listed = True
-            self._ready.append(client)
-
     def _put_back(self, call: Call) -> None:
-        call.client.queue.appendleft(call)
-        self._release(call.client)
+        """Undo ``_next``: the call is the first of its queue again, and its client the first in turn."""
+        client = call.client
+        client.running -= 1
+        client.queue.appendleft(call)
+        if not client.listed:
+            client.listed = True
+            self._ready.appendleft(client)
+        elif self._ready[-1] is client:
+            self._ready.rotate(1)
 
     def _encode(self, call: Call) -> bool:
         try:
@@ -339,25 +350,31 @@ class ProcessPool:
 
     def _worker_exited(self, worker: WorkerLink, status: int | None) -> None:
         worker.read_last_results()
-        del self._workers[worker.number]
-        self._stale.discard(worker.number)
-        if worker in self._idle:
-            self._idle.remove(worker)
-        worker.close()
-        if self._closing:
-            return
+        self._remove(worker)
         if not worker.ready and worker.killed_for != "replaced":
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 self._break(f"{_MAX_FAILED_STARTS} worker processes in a row died at their start ({_reason(status)})")
                 return
         self._spawn()
-        pending = list(worker.pending)
-        if pending:
-            self._settle(worker, pending.pop(0), status)
-        for call in reversed(pending):
-            self._put_back(call)
+        self._settle_all(worker, status)
         self._feed_idle()
+
+    def _remove(self, worker: WorkerLink) -> None:
+        del self._workers[worker.number]
+        self._stale.discard(worker.number)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        worker.close()
+
+    def _settle_all(self, worker: WorkerLink, status: int | None) -> None:
+        """The first of a gone worker's calls is to blame; those behind it never ran and go back to their queues."""
+        pending = list(worker.pending)
+        worker.pending.clear()
+        for call in reversed(pending[1:]):
+            self._put_back(call)
+        if pending:
+            self._settle(worker, pending[0], status)
 
     def _settle(self, worker: WorkerLink, call: Call, status: int | None) -> None:
         """Decide about the call that ran when its worker ended."""
@@ -397,7 +414,9 @@ class ProcessPool:
     def _on_registered(self, number: int, error: tuple[str, str] | None, num_threads: int, threads: list[str]) -> None:
         function = self._functions[number]
         payload = self._payloads[number]
-        future = self._registrations[payload]
+        future = self._registrations.get(payload)
+        if future is None:
+            return
         if error is not None:
             del self._registrations[payload]
             failure = FunctionTransferError(f"cannot load {function.name} in the helper process: {error[0]}")
@@ -411,16 +430,39 @@ class ProcessPool:
                 function.name, ", ".join(threads) or f"{num_threads - 1} native",
             )
         for worker in self._workers.values():
-            self._stale.add(worker.number)
-            if worker.ready and not worker.pending:
-                worker.kill("replaced")
-        self._idle.clear()
+            if worker.number <= self._forked_before[number]:
+                self._stale.add(worker.number)
+                if worker.ready and not worker.pending:
+                    worker.kill("replaced")
+        self._idle = [worker for worker in self._idle if worker.usable]
         if not future.done():
             future.set_result(function)
 
     def _on_zygote_death(self) -> None:
-        assert self._zygote is not None
-        self._break(f"the pool's helper process died: {self._zygote.exit_reason()}")
+        """The helper died, and its guardians and their workers with it: start another, run again what was running."""
+        assert self._zygote is not None and self._loop is not None
+        reason = f"the pool's helper process died: {self._zygote.exit_reason()}"
+        for payload, future in list(self._registrations.items()):
+            if not future.done():  # Importing it may be what killed the helper.
+                del self._registrations[payload]
+                future.set_exception(FunctionTransferError(f"{reason} (while it imported modules)"))
+        self._helper_deaths += 1
+        if self._helper_deaths >= _MAX_HELPER_DEATHS:
+            self._break(reason)
+            return
+        _logger.warning("process pool: %s; starting another", reason)
+        had_workers = bool(self._workers)
+        for worker in list(self._workers.values()):
+            worker.kill("lost")
+            worker.read_last_results()
+            self._remove(worker)
+            self._settle_all(worker, None)
+        self._zygote = ZygoteLink(self._loop, self._on_reply, self._on_zygote_death)
+        for number, payload in self._payloads.items():
+            if payload in self._registrations:
+                self._load(number)
+        if had_workers:
+            self._spawn_missing()
 
     def _break(self, reason: str) -> None:
         if self._closing or self._broken is not None:
@@ -456,6 +498,12 @@ class ProcessPool:
             worker.abandon()
         if self._zygote is not None:
             self._zygote.abandon()
+
+
+def _depth(call: Call) -> int:
+    """How many calls a worker may hold: one sent ahead hides the round trip, but waits behind the one that runs."""
+    seconds = call.function.mean_seconds
+    return _SHORT_DEPTH if seconds < _SHORT_SECONDS else _MEDIUM_DEPTH if seconds < _MEDIUM_SECONDS else 1
 
 
 def _reason(status: int | None) -> str:

@@ -76,6 +76,11 @@ class WorkerLink:
         self._reading = True
         loop.add_reader(self._results.fileno(), self._readable)
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can be given calls: neither killed nor found dead."""
+        return self._reading and self.killed_for is None
+
     def spawned(self, pidfd: int, kill_signal: int) -> None:
         """The zygote forked it; ``pidfd`` is its guardian's."""
         self._pidfd = pidfd
@@ -122,6 +127,9 @@ class WorkerLink:
             taken = [call for call in self.pending if call.number in numbers]
             self.pending = deque(call for call in self.pending if call.number not in numbers)
             self._owner.calls_taken_back(taken)
+            if not self.pending and self.usable:
+                # It had not received even the first (its core was busy): no result will come to bring it new calls.
+                self._owner.worker_drained(self)
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 
@@ -260,6 +268,11 @@ class WorkerLink:
             if before == (len(self._buffer), len(self.pending)):
                 break
         self.killed_for = reason
+
+    def take_pidfd(self) -> int | None:
+        """The guardian's pidfd, which the caller must close from now on."""
+        pidfd, self._pidfd = self._pidfd, -1
+        return pidfd if pidfd >= 0 else None
 
     def close(self) -> None:
         """Release every descriptor. The process must be gone or about to go."""

@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from areal_x.process_pool.errors import PoolError
 from areal_x.process_pool.wire import memory_file, receive_with_descriptors
 
-__all__ = ["ZygoteLink"]
+__all__ = ["ZygoteLink", "wait_for_exit"]
 
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -141,19 +140,11 @@ class ZygoteLink:
         self._disconnect()
         if self._process.returncode is not None:
             return
-        gone = self._loop.create_future()
         pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
-        try:
-            await asyncio.wait_for(gone, _CLOSE_SECONDS)
-        except TimeoutError:
+        await wait_for_exit(self._loop, pidfd)
+        if self._process.poll() is None:
             self._process.kill()  # Importing a user's module, most likely; its guardians die with it.
-        finally:
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
+        self._process.wait()
 
     def abandon(self) -> None:
         """Close descriptors without waiting, in a forked child or after the loop has gone."""
@@ -162,7 +153,21 @@ class ZygoteLink:
             self._control.close()
             self._process.returncode = self._process.returncode or 0
 
-    def require_open(self) -> None:
-        """Raise ``PoolError`` when the zygote is gone."""
-        if self._closed:
-            raise PoolError("the pool's helper process is gone")
+
+
+async def wait_for_exit(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
+    """Return when the process has ended, or after a few seconds; closes ``pidfd``."""
+    gone = loop.create_future()
+
+    def ended() -> None:
+        if not gone.done():
+            gone.set_result(None)
+
+    loop.add_reader(pidfd, ended)
+    try:
+        await asyncio.wait_for(gone, _CLOSE_SECONDS)
+    except TimeoutError:
+        return
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
