@@ -69,7 +69,7 @@ def _read_json_lines(path: Path) -> Located:
                 continue
             place = f"{path}:{number}"
             try:
-                value = _parse_json(line, place)
+                value = _parse_json(line.rstrip(b"\r\n"), place)
             except DataError as error:
                 if line.endswith(b"\n") or number == 1:
                     raise

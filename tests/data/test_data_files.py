@@ -102,6 +102,7 @@ def test_lines_before_the_limit_are_enough(tmp_path: Path) -> None:
         ("x.jsonl", '"a"\n', "x.jsonl:1: expected an object of columns, found a string"),
         ("x.jsonl", "null\n", "found null"),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt"', "x.jsonl:2: not JSON"),
+        ("x.jsonl", '{"prompt"\n{"prompt": "a"}\n', "x.jsonl:1: not JSON: Expecting ':' delimiter (column 10)"),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "x.jsonl:2: not UTF-8"),
         ("x.jsonl", '{"prompt": "a"}\n' + "[" * 100_000 + "\n", "x.jsonl:2: not usable JSON: nested too deeply"),
         ("x.jsonl", '{"prompt": "a", "n": ' + "1" * 5000 + "}\n", "x.jsonl:1: not usable JSON"),
