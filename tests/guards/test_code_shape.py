@@ -29,7 +29,7 @@ BROAD_HANDLERS: dict[str, str] = {
     "areal_x/process_pool/zygote.py::_register": "a user's module, whose import runs user code",
     "areal_x/rollout/executor.py::_settle": "the run: what ends it is kept and raised to the trainer",
     "areal_x/rollout/executor.py::_tick": "the item stream: what it raises ends the run",
-    "areal_x/rollout/lockstep.py::_run_round": "one round of a synchronous batch: its error reaches each of its episodes",
+    "areal_x/rollout/lockstep.py::_run_round": "a synchronous batch: its error reaches each of its episodes",
     "areal_x/trainer/trainer_thread.py::_work": "the trainer's thread: what it raises is raised where it is awaited",
 }
 """Functions that catch everything and go on, each with the boundary that it stands at."""
