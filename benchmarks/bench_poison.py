@@ -1,4 +1,4 @@
-"""Hanging, crashing and lying reward functions among good ones: nothing is lost, nothing is wrong, nothing stays behind.
+"""Hanging, crashing and lying rewards among good ones: nothing is lost, nothing is wrong, nothing stays behind.
 
     python benchmarks/bench_poison.py [--scale 1.0] [--json FILE]
 
@@ -52,7 +52,9 @@ async def run_mixture(pool: ProcessPool, num_good: int, num_bad: int) -> dict[st
     await wrapper.start()
     harmful = [kind for kind in BAD_KINDS if kind in HARMFUL_KINDS]
     lying = [kind for kind in BAD_KINDS if kind not in HARMFUL_KINDS] + [UNPICKLABLE_ARGUMENT]
-    schedule = [harmful[i % len(harmful)] for i in range(num_bad)] + [lying[i % len(lying)] for i in range(num_bad // 2)]
+    schedule = [harmful[i % len(harmful)] for i in range(num_bad)] + [
+        lying[i % len(lying)] for i in range(num_bad // 2)
+    ]
     random.Random(1).shuffle(schedule)
     every = max(num_good // max(len(schedule), 1), 1)
     injected: Counter[str] = Counter()
@@ -131,9 +133,10 @@ def report(figures: dict[str, Any]) -> bool:
     for line in figures["wrong"][:10]:
         print("WRONG", line)
     checks = {
-        f"good calls right: {figures['num_right']} of {figures['num_good']}": figures["num_right"] == figures["num_good"],
+        f"good calls right: {figures['num_right']} of {figures['num_good']}": figures["num_right"]
+        == figures["num_good"],
         f"injected = observed: {injected.total()} calls": injected == observed and not figures["wrong"],
-        f"fork bomb: {figures['bomb_status']}, peak of {figures['bomb_peak']} more processes, {figures['bomb_left']} left": (
+        f"fork bomb: {figures['bomb_status']}, {figures['bomb_peak']} more processes, {figures['bomb_left']} left": (
             figures["bomb_status"] == "timeout"
             and 8 < figures["bomb_peak"] <= PROCESS_LIMIT
             and figures["bomb_left"] == 0
@@ -143,7 +146,9 @@ def report(figures: dict[str, Any]) -> bool:
     }
     for text, passed in checks.items():
         print(f"{'PASS' if passed else 'FAIL'}  {text}")
-    print(f"{figures['seconds']:.1f} s, {figures['num_spawned']} workers forked, {figures['num_retried']} calls retried")
+    print(
+        f"{figures['seconds']:.1f} s, {figures['num_spawned']} workers forked, {figures['num_retried']} calls retried"
+    )
     return all(checks.values())
 
 

@@ -130,7 +130,9 @@ BAD_KINDS: dict[str, tuple[Any, str]] = {
 """Name of each kind of misbehaviour, the function, and the status that its calls must end with."""
 
 HARMFUL_KINDS = frozenset(
-    kind for kind, (_, status) in BAD_KINDS.items() if status in ("timeout", "crash") or "10 GB" in kind or "gigabyte" in kind
+    kind
+    for kind, (_, status) in BAD_KINDS.items()
+    if status in ("timeout", "crash") or "10 GB" in kind or "gigabyte" in kind
 )
 """Kinds that hang, crash or flood; the others raise or return what is no reward."""
 

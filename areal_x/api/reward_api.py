@@ -122,7 +122,8 @@ class AsyncRewardWrapper:
         self._client = PoolClient(max_workers)
 
     def __repr__(self) -> str:
-        return f"AsyncRewardWrapper({self.name}, timeout_seconds={self.timeout_seconds:g}, max_workers={self.max_workers})"
+        limits = f"timeout_seconds={self.timeout_seconds:g}, max_workers={self.max_workers}"
+        return f"AsyncRewardWrapper({self.name}, {limits})"
 
     def _takes(self, name: str) -> bool:
         return name not in self._bound and (self._accepted is None or name in self._accepted)
@@ -149,7 +150,7 @@ class AsyncRewardWrapper:
             )
 
     async def start(self) -> None:
-        """Import the function's module in the pool's helper process, before any deadline runs. Later calls need not wait.
+        """Import the function's module in the pool's helper process, before any deadline runs.
 
         Raises:
             ConfigError: the function cannot be sent to a worker process (a lambda, a closure), or its module cannot be
@@ -275,7 +276,8 @@ def _length(values: Any) -> int | None:
 def _is_async(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))
+    call_method = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_method)
 
 
 def _inspect_arguments(function: Any, name: str) -> tuple[frozenset[str] | None, list[str], frozenset[str]]:
@@ -296,11 +298,11 @@ def _inspect_arguments(function: Any, name: str) -> tuple[frozenset[str] | None,
         if parameter.kind is parameter.VAR_KEYWORD:
             takes_any = True
         elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
-            raise ConfigError(f"reward {name} takes {parameter.name!r} by position only; rewards get their arguments by name")
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name not in bound:
+            raise ConfigError(f"reward {name} takes {parameter.name!r} by position only; rewards get arguments by name")
+        elif (
+            parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL) and parameter.name not in bound
+        ):
             accepted.add(parameter.name)
             if parameter.default is parameter.empty:
                 required.append(parameter.name)
     return None if takes_any else frozenset(accepted), required, frozenset(bound)
-
-

@@ -57,7 +57,7 @@ class PoolClient:
         self.queue: deque[Call] = deque()
         self.running = 0
         self.listed = False
-        """True exactly while the pool's ready list holds this client: its queue is not empty and it is below its cap."""
+        """True exactly while the pool's ready list holds it: its queue is not empty and it is below its cap."""
 
 
 class Call:

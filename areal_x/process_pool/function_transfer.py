@@ -78,7 +78,8 @@ def import_function(path: str) -> Any:
     for part in qualname.split("."):
         if not hasattr(target, part):
             names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise FunctionTransferError(f"{module_name} has no {qualname!r}; it has: {', '.join(names[:20]) or 'no functions'}")
+            has = ", ".join(names[:20]) or "no functions"
+            raise FunctionTransferError(f"{module_name} has no {qualname!r}; it has: {has}")
         target = getattr(target, part)
     return target
 
@@ -164,11 +165,11 @@ def load_function(data: bytes) -> Callable[..., Any]:
     function = pickle.loads(payload.pickled)
     if not callable(function):
         raise FunctionTransferError(f"{function!r} is not callable")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _load_main(payload: FunctionPayload) -> None:
-    """Run the user's script under the name ``__mp_main__``, as multiprocessing does: its ``__main__`` guard stays false."""
+    """Run the user's script as ``__mp_main__``, as multiprocessing does: its ``__main__`` guard stays false."""
     if "__mp_main__" in sys.modules:
         return
     if payload.main_module is not None:

@@ -2,11 +2,11 @@
 
 What is guaranteed, on Linux:
 
-* Each worker runs below a guardian process. Where a PID namespace may be made (root with CAP_SYS_ADMIN), the guardian is
-  its first process: killing the guardian kills every descendant of the worker at once, whatever session or process group
-  it moved to, and the guardian's exit means that none is left. Elsewhere the guardian is a subreaper and sweeps: it stops,
-  then kills, every descendant until the kernel says that it has none.
-* The number of a worker's processes and threads is bounded with ``RLIMIT_NPROC``. Root is exempt from it as long as its
+* Each worker runs below a guardian process. Where a PID namespace may be made (root with CAP_SYS_ADMIN), the guardian
+  is its first process: killing the guardian kills every descendant of the worker at once, whatever session or process
+  group it moved to, and the guardian's exit means that none is left. Elsewhere the guardian is a subreaper and sweeps:
+  it stops, then kills, every descendant until the kernel says that it has none.
+* The number of a worker's processes and threads is bounded with ``RLIMIT_NPROC``. Root is exempt as long as its
   real user is root, so a worker of root gets a real user id of its own (the effective one stays root, files behave as
   before) and drops the two capabilities that lift the limit. Another user's worker is counted alone in a user namespace
   where that is allowed, otherwise its limit is the number of tasks that the user already has plus the bound.
@@ -23,7 +23,15 @@ import resource
 import signal
 import struct
 
-__all__ = ["die_with_parent", "limit_worker", "new_pid_namespace", "own_pid_namespace", "set_process_name", "subreaper", "sweep"]
+__all__ = [
+    "die_with_parent",
+    "limit_worker",
+    "new_pid_namespace",
+    "own_pid_namespace",
+    "set_process_name",
+    "subreaper",
+    "sweep",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -182,8 +190,8 @@ def _descendants(root: int) -> set[int]:
 def sweep() -> None:
     """Kill every descendant of this subreaper and reap them; returns when the kernel says that there is none.
 
-    They are stopped before they are killed, so that a process which forks cannot outrun the sweep: each pass leaves only
-    processes forked during the pass, and a stopped process forks no more.
+    They are stopped before they are killed, so that a process which forks cannot outrun the sweep: each pass leaves
+    only processes forked during the pass, and a stopped process forks no more.
     """
     stopped: set[int] = set()
     while True:

@@ -4,8 +4,8 @@
                     ▲                                     │ deadline, crash
                     └── retried once after a crash ◀──────┘ killed, replaced from the zygote
 
-It consumes: submissions, results (readable sockets), exits (the zygote's reports), timers. It waits for none of them in a
-loop of its own: each is a callback, and each callback ends by giving free workers their next call.
+It consumes: submissions, results (readable sockets), exits (the zygote's reports), timers. It waits for none of them in
+a loop of its own: each is a callback, and each callback ends by giving free workers their next call.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ProcessPool:
         Workers that were forked before are replaced as they become free.
 
         Raises:
-            FunctionTransferError: it cannot be sent (a lambda, a closure), or importing its module failed or took too long.
+            FunctionTransferError: it cannot be sent (a lambda, a closure), or its module cannot be imported in time.
         """
         await self.start()
         payload = dump_function(function)
@@ -306,7 +306,8 @@ class ProcessPool:
         try:
             call.payload = encode_call(call.function.number, call.kwargs, call.int_lists)
         except Exception as error:  # The boundary to the user's arguments: pickling runs their code.
-            text = f"an argument of {call.function.name} cannot be sent to a worker process: {type(error).__name__}: {error}"
+            cause = f"{type(error).__name__}: {error}"
+            text = f"an argument of {call.function.name} cannot be sent to a worker process: {cause}"
             self._finish(call, CallResult("error", None, text, type(error).__name__, text))
             return False
         self._next_call += 1
@@ -328,7 +329,8 @@ class ProcessPool:
     def worker_finished(self, worker: WorkerLink, call: Call, result: CallResult, left_processes: bool) -> None:
         """A call came back."""
         function = call.function
-        function.mean_seconds += (result.seconds - function.mean_seconds) * (0.1 if function.mean_seconds < 0.1 else 0.5)
+        weight = 0.1 if function.mean_seconds < 0.1 else 0.5
+        function.mean_seconds += (result.seconds - function.mean_seconds) * weight
         if result.output:
             _logger.debug("%s printed: %s", function.name, result.output)
         self._finish(call, result)
@@ -379,10 +381,11 @@ class ProcessPool:
     def _settle(self, worker: WorkerLink, call: Call, status: int | None) -> None:
         """Decide about the call that ran when its worker ended."""
         seconds = time.monotonic() - worker.head_started
-        timing = {"seconds": seconds, "started_at": worker.head_started, "attempts": call.attempts}
         if worker.killed_for in ("timeout", "cancelled"):
             text = f"{call.function.name} did not return within {call.timeout:g} s; its worker was killed"
-            self._finish(call, CallResult("timeout", None, text, **timing))
+            self._finish(
+                call, CallResult("timeout", None, text, None, None, "", seconds, worker.head_started, call.attempts)
+            )
         elif call.attempts < _MAX_ATTEMPTS and not call.future.done():
             call.attempts += 1
             self.num_retried += 1
@@ -390,7 +393,9 @@ class ProcessPool:
         else:
             reason = _reason(status) if status is not None else "it closed its connection"
             text = f"the worker that ran {call.function.name} died {call.attempts} times: {reason}"
-            self._finish(call, CallResult("crash", None, text, **timing))
+            self._finish(
+                call, CallResult("crash", None, text, None, None, "", seconds, worker.head_started, call.attempts)
+            )
 
     # -- the zygote ------------------------------------------------------------------------------------------------
 
@@ -427,7 +432,8 @@ class ProcessPool:
         if num_threads > 1:
             _logger.warning(
                 "importing the module of %s started threads (%s); workers are forked without them",
-                function.name, ", ".join(threads) or f"{num_threads - 1} native",
+                function.name,
+                ", ".join(threads) or f"{num_threads - 1} native",
             )
         for worker in self._workers.values():
             if worker.number <= self._forked_before[number]:
@@ -512,7 +518,9 @@ def _reason(status: int | None) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     code = os.WEXITSTATUS(status)
-    return "it could not answer: its connection was closed or its memory spent" if code == CANNOT_ANSWER else f"exit code {code}"
+    if code == CANNOT_ANSWER:
+        return "it could not answer: its connection was closed or its memory spent"
+    return f"exit code {code}"
 
 
 def _abandon_in_child() -> None:

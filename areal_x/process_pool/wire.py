@@ -1,9 +1,9 @@
 """What travels on the sockets between the pool and its own children.
 
-A call is one message of a ``SOCK_SEQPACKET`` socket: an 8-byte call number, then the pickled ``(function number, keyword
-arguments, names of packed integer lists)``. One message is received as a whole by exactly one reader, which is what lets
-the pool take a call back that a worker has not received yet. A call larger than ``MAX_INLINE_BYTES`` travels in a memory
-file whose descriptor accompanies the message.
+A call is one message of a ``SOCK_SEQPACKET`` socket: an 8-byte call number, then the pickled ``(function number,
+keyword arguments, names of packed integer lists)``. One message is received as a whole by exactly one reader, which is
+what lets the pool take a call back that a worker has not received yet. A call larger than ``MAX_INLINE_BYTES`` travels
+in a memory file whose descriptor accompanies the message.
 
 A result is a fixed header and a body on a ``SOCK_STREAM`` socket. A plain float needs no body.
 """
@@ -52,8 +52,8 @@ LEFT_PROCESSES = 1
 def encode_call(function_number: int, kwargs: dict[str, Any], int_lists: tuple[str, ...]) -> bytes:
     """Pickle a call; the arguments named in ``int_lists`` travel as int32 and arrive as ``list[int]``.
 
-    Packing costs less than pickling for a list of small integers, and any contiguous int32 buffer (a numpy array) is one
-    copy. Values that are not 32-bit integers are pickled as they are.
+    Packing costs less than pickling for a list of small integers, and any contiguous int32 buffer (a numpy array) is
+    one copy. Values that are not 32-bit integers are pickled as they are.
     """
     if int_lists:
         kwargs = kwargs.copy()
@@ -108,7 +108,7 @@ def read_memory_file(descriptor: int) -> bytes:
 
 
 def receive_with_descriptors(end: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """Receive one message and up to four descriptors, closed on exec. (``socket.recv_fds`` of Python 3.11 ignores flags.)"""
+    """Receive one message and up to four descriptors, closed on exec (``socket.recv_fds`` ignores its flags)."""
     room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
     data, ancillary, _, _ = end.recvmsg(size, room, flags | socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")

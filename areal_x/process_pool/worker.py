@@ -33,7 +33,7 @@ _TRACEBACK_LIMIT = 16384
 
 
 class _BoundedOutput:
-    """Stands in for ``sys.stdout`` and ``sys.stderr``: keeps the first characters that a call prints, drops the rest."""
+    """Stands in for ``sys.stdout`` and ``sys.stderr``: keeps the first characters of a call, drops the rest."""
 
     encoding = "utf-8"
     errors = "replace"
@@ -86,7 +86,7 @@ def run_worker(
         os.dup2(null, descriptor)
     os.close(null)
     output = _BoundedOutput()
-    sys.stdout = sys.stderr = output  # type: ignore[assignment]
+    sys.stdout = sys.stderr = output
     isolation.subreaper()
     isolation.limit_worker(memory_limit_bytes, process_limit)
     isolation.die_with_parent(signal.SIGKILL)  # After the user id changed: the kernel clears it at that moment.
@@ -103,7 +103,9 @@ def run_worker(
         results.sendall(frame)
 
 
-def _serve(message: memoryview, ancillary: list[Any], functions: dict[int, Callable[..., Any]], output: _BoundedOutput) -> bytes:
+def _serve(
+    message: memoryview, ancillary: list[Any], functions: dict[int, Callable[..., Any]], output: _BoundedOutput
+) -> bytes:
     (number,) = CALL_NUMBER.unpack_from(message)
     value: Any = None
     error: BaseException | None = None
@@ -115,7 +117,7 @@ def _serve(message: memoryview, ancillary: list[Any], functions: dict[int, Calla
             function_number, kwargs = decode_call(message[8:])
         started = time.monotonic()
         value = functions[function_number](**kwargs)
-    except BaseException as caught:  # The boundary to the user's function: whatever it raises, SystemExit too, is its result.
+    except BaseException as caught:  # The boundary to the user's function: SystemExit, too, is its result.
         error = caught
     seconds = time.monotonic() - started
     kwargs = {}
@@ -145,9 +147,8 @@ def _body(value: Any, error: BaseException | None, printed: str) -> tuple[int, b
                 return KIND_PICKLE, body
             error = ValueError(f"the function returned {len(body)} bytes, more than {MAX_RESULT_BYTES}")
         except BaseException as caught:  # The boundary to the user's value: pickling runs its code.
-            error = TypeError(
-                f"the function returned a {type(value).__qualname__}, which cannot be sent back: {type(caught).__name__}: {caught}"
-            )
+            cause = f"{type(caught).__name__}: {caught}"
+            error = TypeError(f"the function returned a {type(value).__qualname__}, which cannot be sent back: {cause}")
             error.__cause__ = None
     try:
         text = "".join(traceback.format_exception(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pickle
 import signal
@@ -134,8 +135,10 @@ class WorkerLink:
     # -- deadlines -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Keep one timer that fires no later than the next thing to do. It is not moved for each call: a timer that fires
-        early looks again."""
+        """Keep one timer that fires no later than the next thing to do.
+
+        It is not moved for each call: a timer that fires early looks again.
+        """
         call = self.pending[0]
         if call.future.done():
             call.timeout = min(call.timeout, _CANCEL_GRACE_SECONDS)
@@ -214,13 +217,15 @@ class WorkerLink:
             self._owner.worker_drained(self)
 
     def _complete(self) -> bool:
-        """Whether the buffer holds at least one whole result; keeps a large result from being parsed again and again."""
+        """Whether the buffer holds a whole result; keeps a large one from being parsed again and again."""
         if len(self._buffer) < RESULT_HEADER.size:
             return False
         length: int = RESULT_HEADER.unpack_from(self._buffer)[0]
         return len(self._buffer) >= RESULT_HEADER.size + length
 
-    def _result(self, kind: int, flags: int, number: int, started: float, seconds: float, value: Any, body: bytes) -> None:
+    def _result(
+        self, kind: int, flags: int, number: int, started: float, seconds: float, value: Any, body: bytes
+    ) -> None:
         if kind == KIND_READY:
             self.ready = True
             if self.killed_for is None:
@@ -294,8 +299,6 @@ class WorkerLink:
 
 
 def _value_result(body: bytes, seconds: float, started: float, attempts: int) -> CallResult:
-    import io
-
     try:
         value, output = _DriverUnpickler(io.BytesIO(body)).load()
     except Exception as error:  # The boundary to the user's value: unpickling runs its code.

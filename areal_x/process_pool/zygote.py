@@ -4,8 +4,8 @@ It consumes: requests on its control socket (register a function, spawn a worker
 It waits for: either of them, in one ``poll``. It is unblocked by: the pool, or a worker's death.
 It produces: replies on the control socket. When the control socket closes, it kills all workers and ends.
 
-Each worker has a guardian, forked here, which is its parent and outlives it only long enough to see that no process of it
-is left (see ``isolation``).
+Each worker has a guardian, forked here, which is its parent and outlives it only long enough to see that no process of
+it is left (see ``isolation``).
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Zygote:
             for guardian in self._guardians.values():
                 os.close(guardian.pidfd)
             calls, results = socket.socket(fileno=calls_fd), socket.socket(fileno=results_fd)
-            _guard(calls, results, status, self._namespace is not None, self._functions, memory_limit_bytes, process_limit)
+            in_namespace = self._namespace is not None
+            _guard(calls, results, status, in_namespace, self._functions, memory_limit_bytes, process_limit)
         os.close(calls_fd)
         os.close(results_fd)
         pidfd = os.pidfd_open(pid)
@@ -179,7 +180,7 @@ def _guard(
                 break
     except _SweepRequested:
         pass
-    except BaseException:  # The boundary of a process: a worker that cannot start or answer must end, not run the zygote's loop.
+    except BaseException:  # The boundary of a process: it must end here, not run the zygote's loop.
         if worker == 0:
             os._exit(CANNOT_ANSWER)
         traceback.print_exc(file=sys.__stderr__)

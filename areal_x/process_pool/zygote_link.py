@@ -18,7 +18,13 @@ from areal_x.process_pool.wire import memory_file, receive_with_descriptors
 __all__ = ["ZygoteLink", "wait_for_exit"]
 
 _CLOSE_SECONDS = 2.0
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
 
 
 class ZygoteLink:
@@ -152,7 +158,6 @@ class ZygoteLink:
             self._closed = True
             self._control.close()
             self._process.returncode = self._process.returncode or 0
-
 
 
 async def wait_for_exit(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:

@@ -2,35 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 
 import pytest
+from pool_checks import LOOPS, marked_processes
 
 from areal_x.process_pool import ProcessPool
-
-LOOPS = {"asyncio": asyncio.run}
-try:
-    import uvloop
-
-    LOOPS["uvloop"] = uvloop.run
-except ImportError:
-    pass
-
-
-def marked_processes(marker):
-    """Processes that inherited the marker from this one."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        try:
-            with open(f"/proc/{entry}/environ", "rb") as file:
-                if f"AREAL_X_TEST_MARKER={marker}\0".encode() in file.read():
-                    found.append(int(entry))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(params=sorted(LOOPS))
@@ -60,13 +37,3 @@ def marker(monkeypatch):
     value = uuid.uuid4().hex
     monkeypatch.setenv("AREAL_X_TEST_MARKER", value)
     return value
-
-
-def wait_until(condition, seconds):
-    """Whether ``condition()`` came true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True

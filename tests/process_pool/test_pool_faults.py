@@ -8,7 +8,7 @@ import time
 
 import pool_functions as functions
 import pytest
-from conftest import LOOPS, marked_processes
+from pool_checks import LOOPS, marked_processes
 
 from areal_x.process_pool import ProcessPool
 

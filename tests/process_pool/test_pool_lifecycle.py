@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pool_functions as functions
 import pytest
-from conftest import marked_processes, wait_until
+from pool_checks import marked_processes, wait_until
 
 from areal_x.process_pool import FunctionTransferError, PoolClosedError, PoolError, ProcessPool, import_function
 
@@ -86,7 +86,7 @@ def test_a_module_that_fails_to_import_is_named(run_with_pool, tmp_path, monkeyp
     function = import_function(f"{tmp_path}/fails_in_helper.py:score")
 
     async def test(pool):
-        with pytest.raises(FunctionTransferError, match="score.*RuntimeError: not here"):
+        with pytest.raises(FunctionTransferError, match=r"score.*RuntimeError: not here"):
             await pool.register(function)
         assert (await pool.call(await pool.register(functions.double), {"x": 1}, 5.0)).value == 2
 
@@ -97,7 +97,7 @@ def test_a_module_that_fails_to_import_is_named(run_with_pool, tmp_path, monkeyp
 def test_bad_names_of_functions():
     with pytest.raises(FunctionTransferError, match="no file"):
         import_function("nowhere.py:score")
-    with pytest.raises(FunctionTransferError, match="it has: .*double"):
+    with pytest.raises(FunctionTransferError, match=r"it has: .*double"):
         import_function("pool_functions:doubel")
     with pytest.raises(FunctionTransferError, match="cannot import"):
         import_function("no_such_package.module:f")
@@ -205,7 +205,7 @@ def test_functions_and_classes_of_a_script(tmp_path, marker):
 
 
 def test_functions_typed_at_a_prompt(marker):
-    program = MAIN.replace('Point(x.x + OFFSET)', 'math.floor(x + OFFSET + 0.5)').replace('{"x": Point(1)}', '{"x": 1}')
+    program = MAIN.replace("Point(x.x + OFFSET)", "math.floor(x + OFFSET + 0.5)").replace('{"x": Point(1)}', '{"x": 1}')
     program = program.replace("result.value.x, type(result.value) is Point", "result.value")
     program = "import asyncio, math\nfrom areal_x.process_pool import ProcessPool\n" + textwrap.dedent(program)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
@@ -246,7 +246,9 @@ def test_a_forked_child_of_the_owner_keeps_nothing_alive(tmp_path, marker):
     body = HANG.replace("await asyncio.sleep(LEAVE)", "os.fork() or time.sleep(3)\n        os._exit(0)")
     script_done = run_script(tmp_path, body, marker)
     assert "running" in script_done
-    survivors = [pid for pid in marked_processes(marker) if "user_script" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    survivors = [
+        pid for pid in marked_processes(marker) if "user_script" not in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     assert wait_until(lambda: not [p for p in survivors if os.path.exists(f"/proc/{p}")], 2.0)
     for pid in marked_processes(marker):
         os.kill(pid, signal.SIGKILL)

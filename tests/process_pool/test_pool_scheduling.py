@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pool_functions as functions
@@ -116,7 +117,7 @@ def test_a_cap_bounds_a_clients_share_and_leaves_the_rest_to_others(run_with_poo
         fast = [pool.call(nap_between, {"seconds": 0.01}, 5.0, free) for _ in range(10)]
         results = await asyncio.gather(*slow, *fast)
         spans = sorted(result.value for result in results[:6])
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
         assert max(result.value[1] for result in results[6:]) < spans[-1][0]
 
     run_with_pool(test)
