@@ -17,13 +17,14 @@ import signal
 import sys
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from areal_x.process_pool.calls import Call, CallResult, PoolClient, RegisteredFunction
 from areal_x.process_pool.errors import FunctionTransferError, PoolClosedError, PoolError
-from areal_x.process_pool.function_transfer import describe_function, dump_function
+from areal_x.process_pool.function_transfer import describe_function
+from areal_x.process_pool.registry import FunctionRegistry
+from areal_x.process_pool.turns import ClientTurns
 from areal_x.process_pool.wire import CANNOT_ANSWER, encode_call
 from areal_x.process_pool.worker_link import WorkerLink
 from areal_x.process_pool.zygote_link import ZygoteLink, wait_for_exit
@@ -70,10 +71,8 @@ class ProcessPool:
         self._zygote: ZygoteLink | None = None
         self._workers: dict[int, WorkerLink] = {}
         self._idle: list[WorkerLink] = []
-        self._ready: deque[PoolClient] = deque()
-        self._registrations: dict[bytes, asyncio.Future[RegisteredFunction]] = {}
-        self._functions: dict[int, RegisteredFunction] = {}
-        self._payloads: dict[int, bytes] = {}
+        self._turns = ClientTurns()
+        self._registry = FunctionRegistry()
         self._stale: set[int] = set()
         self._forked_before: dict[int, int] = {}
         """The last worker that was requested before each function was: it and older ones do not know the function."""
@@ -116,15 +115,10 @@ class ProcessPool:
             FunctionTransferError: it cannot be sent (a lambda, a closure), or its module cannot be imported in time.
         """
         await self.start()
-        payload = dump_function(function)
-        future = self._registrations.get(payload)
-        if future is None:
-            self._check_open()
-            assert self._zygote is not None and self._loop is not None
-            future = self._registrations[payload] = self._loop.create_future()
-            number = len(self._functions)
-            self._functions[number] = RegisteredFunction(number, describe_function(function))
-            self._payloads[number] = payload
+        self._check_open()
+        assert self._loop is not None
+        future, number = self._registry.add(function, self._loop)
+        if number is not None:
             self._load(number)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self.import_timeout_seconds)
@@ -161,10 +155,7 @@ class ProcessPool:
         future: asyncio.Future[CallResult] = self._loop.create_future()
         client = client or self._default_client
         call = Call(client, function, kwargs, timeout_seconds, int_lists, future)
-        client.queue.append(call)
-        if not client.listed and (client.cap is None or client.running < client.cap):
-            client.listed = True
-            self._ready.append(client)
+        self._turns.add(call)
         if self._idle:
             self._feed_idle()
         elif not self._workers:
@@ -210,7 +201,7 @@ class ProcessPool:
     def _load(self, number: int) -> None:
         assert self._zygote is not None
         self._forked_before[number] = self._next_worker
-        self._zygote.register(number, self._payloads[number])
+        self._zygote.register(number, self._registry.payload(number))
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -253,54 +244,20 @@ class ProcessPool:
         while True:
             if pending and len(pending) >= _depth(pending[0]):
                 return
-            call = self._next()
+            call = self._turns.take()
             if call is None:
                 break
             if pending and len(pending) >= _depth(call):
-                self._put_back(call)
+                self._turns.put_back(call)
                 return
             if call.payload is None and not self._encode(call):
                 continue
             assert call.payload is not None
             if not worker.send(call, call.payload, time.monotonic()):
-                self._put_back(call)
+                self._turns.put_back(call)
                 return
         if not pending and worker not in self._idle:
             self._idle.append(worker)
-
-    def _next(self) -> Call | None:
-        """The next call, clients in turn; O(1). It is charged to its client."""
-        ready = self._ready
-        while ready:
-            client = ready[0]
-            queue = client.queue
-            while queue:
-                call = queue.popleft()
-                if not call.future.done():
-                    break
-            else:
-                ready.popleft()
-                client.listed = False
-                continue
-            client.running += 1
-            if not queue or (client.cap is not None and client.running >= client.cap):
-                ready.popleft()
-                client.listed = False
-            elif len(ready) > 1:
-                ready.rotate(-1)
-            return call
-        return None
-
-    def _put_back(self, call: Call) -> None:
-        """Undo ``_next``: the call is the first of its queue again, and its client the first in turn."""
-        client = call.client
-        client.running -= 1
-        client.queue.appendleft(call)
-        if not client.listed:
-            client.listed = True
-            self._ready.appendleft(client)
-        elif self._ready[-1] is client:
-            self._ready.rotate(1)
 
     def _encode(self, call: Call) -> bool:
         try:
@@ -318,11 +275,7 @@ class ProcessPool:
     # -- results ---------------------------------------------------------------------------------------------------
 
     def _finish(self, call: Call, result: CallResult) -> None:
-        client = call.client
-        client.running -= 1
-        if client.queue and not client.listed:
-            client.listed = True
-            self._ready.append(client)
+        self._turns.release(call.client)
         if not call.future.done():
             call.future.set_result(result)
 
@@ -343,11 +296,11 @@ class ProcessPool:
     def calls_taken_back(self, calls: list[Call]) -> None:
         """These had been sent but not received: they go to the front of their queues and to whoever is free."""
         for call in reversed(calls):
-            self._put_back(call)
+            self._turns.put_back(call)
         self._feed_idle()
 
     def _feed_idle(self) -> None:
-        while self._idle and self._ready:
+        while self._idle and self._turns:
             self._feed(self._idle.pop())
 
     def _worker_exited(self, worker: WorkerLink, status: int | None) -> None:
@@ -374,7 +327,7 @@ class ProcessPool:
         pending = list(worker.pending)
         worker.pending.clear()
         for call in reversed(pending[1:]):
-            self._put_back(call)
+            self._turns.put_back(call)
         if pending:
             self._settle(worker, pending[0], status)
 
@@ -389,7 +342,7 @@ class ProcessPool:
         elif call.attempts < _MAX_ATTEMPTS and not call.future.done():
             call.attempts += 1
             self.num_retried += 1
-            self._put_back(call)
+            self._turns.put_back(call)
         else:
             reason = _reason(status) if status is not None else "it closed its connection"
             text = f"the worker that ran {call.function.name} died {call.attempts} times: {reason}"
@@ -417,41 +370,21 @@ class ProcessPool:
             self._break(f"cannot fork a worker process: {arguments[1]}")
 
     def _on_registered(self, number: int, error: tuple[str, str] | None, num_threads: int, threads: list[str]) -> None:
-        function = self._functions[number]
-        payload = self._payloads[number]
-        future = self._registrations.get(payload)
-        if future is None:
+        if not self._registry.loaded(number, error, num_threads, threads):
             return
-        if error is not None:
-            del self._registrations[payload]
-            failure = FunctionTransferError(f"cannot load {function.name} in the helper process: {error[0]}")
-            failure.add_note(error[1])
-            if not future.done():
-                future.set_exception(failure)
-            return
-        if num_threads > 1:
-            _logger.warning(
-                "importing the module of %s started threads (%s); workers are forked without them",
-                function.name,
-                ", ".join(threads) or f"{num_threads - 1} native",
-            )
         for worker in self._workers.values():
             if worker.number <= self._forked_before[number]:
                 self._stale.add(worker.number)
                 if worker.ready and not worker.pending:
                     worker.kill("replaced")
         self._idle = [worker for worker in self._idle if worker.usable]
-        if not future.done():
-            future.set_result(function)
 
     def _on_zygote_death(self) -> None:
         """The helper died, and its guardians and their workers with it: start another, run again what was running."""
         assert self._zygote is not None and self._loop is not None
         reason = f"the pool's helper process died: {self._zygote.exit_reason()}"
-        for payload, future in list(self._registrations.items()):
-            if not future.done():  # Importing it may be what killed the helper.
-                del self._registrations[payload]
-                future.set_exception(FunctionTransferError(f"{reason} (while it imported modules)"))
+        # Importing may be what killed the helper.
+        self._registry.fail_loading(FunctionTransferError(f"{reason} (while it imported modules)"))
         self._helper_deaths += 1
         if self._helper_deaths >= _MAX_HELPER_DEATHS:
             self._break(reason)
@@ -464,9 +397,8 @@ class ProcessPool:
             self._remove(worker)
             self._settle_all(worker, None)
         self._zygote = ZygoteLink(self._loop, self._on_reply, self._on_zygote_death)
-        for number, payload in self._payloads.items():
-            if payload in self._registrations:
-                self._load(number)
+        for number in self._registry.loaded_numbers():
+            self._load(number)
         if had_workers:
             self._spawn_missing()
 
@@ -483,19 +415,11 @@ class ProcessPool:
         self._idle.clear()
 
     def _fail_everything(self, error: PoolError) -> None:
-        futures: list[asyncio.Future[Any]] = [future for future in self._registrations.values() if not future.done()]
-        calls = [call for worker in self._workers.values() for call in worker.pending]
-        clients = {call.client for call in calls} | set(self._ready) | {self._default_client}
-        futures += [call.future for call in calls]
-        futures += [call.future for client in clients for call in client.queue]
-        for future in futures:
-            if not future.done():
-                future.set_exception(type(error)(*error.args))
-        for client in clients:
-            client.queue.clear()
-            client.running = 0
-            client.listed = False
-        self._ready.clear()
+        self._registry.fail_loading(error)
+        running = [call for worker in self._workers.values() for call in worker.pending]
+        for call in running + self._turns.clear(running):
+            if not call.future.done():
+                call.future.set_exception(type(error)(*error.args))
 
     def _abandon(self) -> None:
         """In a forked child: the descriptors belong to the parent, and a copy would keep the helper alive after it."""
