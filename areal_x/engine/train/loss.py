@@ -75,7 +75,6 @@ def policy_loss(
         logprobs: log-probabilities under the policy being trained, with gradient.
         behaviour: those recorded when the tokens were sampled.
         advantages: one per token.
-        algorithm: clip range, cap, ``decoupled`` and ``kl_coefficient``.
         num_global_tokens: trained tokens of the whole batch, over all micro-batches and ranks.
         proximal: those of the policy at the start of the step. None: the policy's own, detached, which is what they
             are when a batch gets a single optimiser step.
@@ -92,10 +91,8 @@ def policy_loss(
     uncapped = torch.exp(drift)
     weight = uncapped.clamp(max=algorithm.behaviour_weight_cap)
     token_losses = -surrogate * weight if algorithm.decoupled else -surrogate
-    policy_term = token_losses.sum()
-    loss = policy_term
-    zero = policy_term.new_zeros(())
-    kl_term = zero
+    loss = policy_term = token_losses.sum()
+    zero = kl_term = policy_term.new_zeros(())
     if algorithm.kl_coefficient:
         if reference is None:
             raise ValueError("kl_coefficient is not 0, so policy_loss needs the reference model's log-probabilities")
