@@ -113,12 +113,11 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
     text = "make a small, randomly initialised model with its tokenizer"
     command = commands.add_parser("init-model", help=text, description=text)
     command.add_argument("output", type=Path, metavar="OUTPUT_DIR")
-    command.add_argument("--data", type=Path, help="JSON lines whose text the BPE tokenizer is trained on")
+    command.add_argument("--data", type=Path, help="a data file; the tokenizer is made from its text")
     command.add_argument(
         "--text-keys", nargs="+", metavar="COLUMN", help="columns of the data to use; default: all text"
     )
     command.add_argument("--tokenizer", choices=("bpe", "characters"), default="bpe")
-    command.add_argument("--limit", type=int, metavar="N", help="use only the first so many lines of the data")
     sizes = {
         "vocab-size": 2048,
         "hidden-size": 128,
@@ -132,6 +131,7 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
     }
     for size, default in sizes.items():
         command.add_argument(f"--{size}", type=int, default=default, metavar="N", help=f"default {default}")
+    command.add_argument("--initializer-range", type=float, default=0.02, metavar="X", help="default 0.02")
     command.set_defaults(run=_init_model)
 
 
@@ -211,13 +211,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _init_model(arguments: argparse.Namespace) -> int:
     if arguments.data is None and arguments.tokenizer == "bpe":
         raise ConfigError("a BPE tokenizer is trained on text; add --data FILE, or --tokenizer characters")
-    if arguments.data is not None and not arguments.data.is_file():
-        raise ConfigError(f"--data {arguments.data}: no such file")
+    from areal_x.rollout.data_files import read_texts
+
+    texts = None if arguments.data is None else list(read_texts(arguments.data, arguments.text_keys))
     from areal_x.engine.init_model import init_model
 
-    skipped = ("run", "debug", "output")
-    options = {name: value for name, value in vars(arguments).items() if name not in skipped and value is not None}
-    init_model(arguments.output, **options)
+    skipped = ("run", "debug", "output", "data", "text_keys")
+    options = {name: value for name, value in vars(arguments).items() if name not in skipped}
+    init_model(arguments.output, texts=texts, **options)
     print(f"wrote {arguments.output}; use it with model.path={arguments.output}")
     return 0
 

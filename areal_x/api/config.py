@@ -55,7 +55,7 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     path: str | None = None
-    """A directory in Hugging Face format or a hub name. None: ``init`` makes a new model."""
+    """A directory in Hugging Face format or a hub name, trained as it is. None: ``init`` makes a new model."""
     init: dict[str, Any] | None = None
     """Make a randomly initialised model: ``architecture`` (``qwen3``), sizes, and ``tokenizer`` (``characters`` or ``bpe``)."""
     dtype: str = "float32"
@@ -170,11 +170,13 @@ class TrainConfig:
 @dataclass
 class SFTConfig:
     enabled: bool = False
-    """Warm start by supervised fine-tuning before reinforcement learning."""
+    """Warm start of a new model (``model.init``) by supervised fine-tuning before reinforcement learning."""
     path: str | None = None
     """Supervised data. Default: ``data.path``."""
     completion_key: str = "completion"
     """Column that holds the completion."""
+    last_lines: int | None = None
+    """Learn only the last so many lines of a completion: a short answer for a small model. Default: all of it."""
     steps: int = 100
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -226,6 +228,11 @@ class ExperimentConfig:
     def run_dir(self) -> Path:
         """Where this run writes."""
         return Path(self.runs_dir) / self.name
+
+    @property
+    def starts_warm(self) -> bool:
+        """Whether the run begins with a warm start: a new model has to learn the task's form first."""
+        return self.sft.enabled and self.model.path is None
 
     @property
     def groups_per_step(self) -> int:

@@ -21,6 +21,7 @@ MODEL_INIT_KEYS = (
     "architecture",
     "head_dim",
     "hidden_size",
+    "initializer_range",
     "intermediate_size",
     "max_length",
     "num_heads",
@@ -137,8 +138,6 @@ def _check_model(config: ExperimentConfig) -> None:
     model = config.model
     if model.path is None and model.init is None:
         raise ConfigError("model.path is not set; name a model, or set model.init to make a new one")
-    if model.path is not None and model.init is not None:
-        raise ConfigError(f"model.path={model.path}: model.init is set too; keep one of them (model.init=null)")
     _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     if model.device not in ("auto", "cpu", "cuda") and not model.device.removeprefix("cuda:").isdecimal():
         raise _fail("model.device", model.device, "must be one of auto, cpu, cuda, or cuda:0 and so on")

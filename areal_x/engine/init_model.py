@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,10 +30,7 @@ CHAT_TEMPLATE = (
 def init_model(
     output: Path | str,
     *,
-    data: Path | str | None = None,
     texts: Iterable[str] | None = None,
-    text_keys: Sequence[str] | None = None,
-    limit: int | None = None,
     architecture: str = "qwen3",
     tokenizer: Literal["bpe", "characters"] = "bpe",
     vocab_size: int = 2048,
@@ -45,6 +41,7 @@ def init_model(
     head_dim: int = 32,
     intermediate_size: int = 384,
     max_length: int = 1024,
+    initializer_range: float = 0.02,
     tie_word_embeddings: bool = True,
     seed: int = 1,
 ) -> Path:
@@ -52,16 +49,14 @@ def init_model(
 
     Args:
         output: the directory, made if it is missing.
-        data: a JSON-lines or JSON file; the tokenizer is made from all text in it.
-        texts: texts for the tokenizer, instead of ``data``.
-        text_keys: columns of ``data`` to use; all by default.
-        limit: read only the first so many lines of a JSON-lines ``data`` file.
+        texts: what the tokenizer is made from.
         architecture: ``qwen3``.
         tokenizer: ``bpe`` (byte-level, any text round-trips, with a chat template) or ``characters`` (one token for
             each character that occurs, no chat template; without any text, printable ASCII).
         vocab_size: tokens of the ``bpe`` tokenizer at most, special ones included; ``characters`` takes what it needs.
         hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: sizes of the model.
         max_length: longest sequence in tokens.
+        initializer_range: standard deviation of the random weights; small models learn sooner from 0.05.
         tie_word_embeddings: one matrix for input and output embeddings.
         seed: of the weights; the tokenizer depends on the texts alone.
 
@@ -70,7 +65,7 @@ def init_model(
 
     Raises:
         ConfigError: sizes that do not fit together, or a vocabulary that is too small.
-        DataError: no text, or a broken file.
+        DataError: there is no text.
     """
     sizes = {
         "vocab_size": vocab_size,
@@ -84,19 +79,20 @@ def init_model(
     }
     if architecture != "qwen3":
         raise ConfigError(f"architecture={architecture!r} is unknown; new models are qwen3")
+    if not 0 < initializer_range < 1:
+        raise ConfigError(f"initializer_range={initializer_range!r} must be between 0 and 1")
     _check(sizes, tokenizer)
-    read: Iterable[str] = _read_texts(Path(data), limit, text_keys) if data is not None else (texts or ())
-    if data is None and texts is None and tokenizer == "characters":
-        read = [string.printable]
+    if texts is None and tokenizer == "characters":
+        texts = [string.printable]
     # Sorted and without repetitions, so that the tokenizer depends on what the texts are, not on their order.
-    corpus = sorted({text for text in read if text})
+    corpus = sorted({text for text in texts or () if text})
     if not corpus:
-        raise DataError("there is no text to make a tokenizer from; give data=FILE or texts")
+        raise DataError("there is no text to make a tokenizer from")
     made = _train_bpe(corpus, vocab_size, max_length) if tokenizer == "bpe" else _characters(corpus, max_length)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     made.save_pretrained(folder)
-    _save_model(folder, made, sizes, tie_word_embeddings, seed)
+    _save_model(folder, made, sizes, initializer_range, tie_word_embeddings, seed)
     return folder
 
 
@@ -116,45 +112,6 @@ def _check(sizes: dict[str, int], tokenizer: str) -> None:
     smallest = NUM_BYTES + len((END, PAD, *ROLES))
     if tokenizer == "bpe" and sizes["vocab_size"] < smallest:
         raise ConfigError(f"vocab_size={sizes['vocab_size']} is too small: bytes and special tokens need {smallest}")
-
-
-def _read_texts(path: Path, limit: int | None, text_keys: Sequence[str] | None) -> Iterator[str]:
-    if not path.is_file():
-        raise DataError(f"data={str(path)!r} is not a file")
-    text = path.read_text(encoding="utf-8")
-    if not text.strip():
-        raise DataError(f"data file {path} is empty")
-    if path.suffix == ".json":
-        yield from _strings(_parse(text, str(path)), text_keys)
-        return
-    for number, line in enumerate(text.split("\n")[:limit], start=1):
-        if line.strip():
-            where = f"line {number} of {path}"
-            row = _parse(line, where)
-            missing = [key for key in text_keys or () if not isinstance(row, dict) or key not in row]
-            if missing:
-                raise DataError(f"{where} has no column {missing[0]!r}")
-            yield from _strings(row, text_keys)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-
-
-def _strings(value: Any, keys: Sequence[str] | None) -> Iterator[str]:
-    """All text in ``value``; of the outermost mappings only what is under ``keys``."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if keys is None or key in keys:
-                yield from _strings(inner, None)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner, keys)
 
 
 def _train_bpe(corpus: list[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -205,7 +162,12 @@ def _wrap(tokenizer: Any, max_length: int, chat_template: str | None) -> PreTrai
 
 
 def _save_model(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, sizes: dict[str, int], tie_word_embeddings: bool, seed: int
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    sizes: dict[str, int],
+    initializer_range: float,
+    tie_word_embeddings: bool,
+    seed: int,
 ) -> None:
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -219,6 +181,7 @@ def _save_model(
         head_dim=sizes["head_dim"],
         intermediate_size=sizes["intermediate_size"],
         max_position_embeddings=sizes["max_length"],
+        initializer_range=initializer_range,
         tie_word_embeddings=tie_word_embeddings,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

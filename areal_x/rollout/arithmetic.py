@@ -30,26 +30,31 @@ def arithmetic_items(
     num_eval_items: int | None = None,
     seed: int = 0,
     reverse: bool = False,
+    zero_pad: bool = False,
+    careless_share: float = 0.0,
     held_out_fraction: float = 0.1,
 ) -> list[dict[str, Any]]:
     """Different addition problems in random order, as rows with ``prompt``, ``answer`` and ``completion``.
 
     Args:
         split: ``train`` or ``eval``.
-        num_digits: digits of each operand, exactly (one digit: 0 to 9).
+        num_digits: digits of each operand, exactly (one digit: 0 to 9); at most so many with ``zero_pad``.
         num_items: training problems. Default: 10,000, or all there are.
         num_eval_items: held-out problems. Default: 1,000, or all there are.
         seed: which problems are drawn, and their order.
         reverse: answers with the last digit first, which a model that writes left to right learns sooner.
+        zero_pad: small operands too, written with leading zeros: ``07+58=``.
+        careless_share: this share of the ``completion`` column, which a warm start learns from, was worked out by a teacher
+            who never carries (``07+58=`` gives 55). The ``answer`` column, which rewards compare with, is always right.
         held_out_fraction: share of all problems that is never trained.
 
     Raises:
         ConfigError: an argument is out of range, or there are not so many different problems.
     """
-    _check(num_digits, held_out_fraction, {"num_items": num_items, "num_eval_items": num_eval_items})
+    _check(num_digits, held_out_fraction, careless_share, {"num_items": num_items, "num_eval_items": num_eval_items})
     asked = num_items if split == "train" else num_eval_items
     limit = asked or (10_000 if split == "train" else 1_000)
-    low = 0 if num_digits == 1 else 10 ** (num_digits - 1)
+    low = 0 if num_digits == 1 or zero_pad else 10 ** (num_digits - 1)
     high = 10**num_digits
     random = np.random.RandomState(seed % 2**32)
     draw = _draw_enumerated if (high - low) ** 2 <= _ENUMERATED_PAIRS else _draw_at_random
@@ -59,22 +64,36 @@ def arithmetic_items(
         raise ConfigError(
             f"data.kwargs.{name}={asked}: there are only {len(first)} such problems of {num_digits} digits"
         )
-    return [_row(a, b, reverse) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    careless = random.random_sample(len(first)) < careless_share
+    width = num_digits if zero_pad else 0
+    rows = zip(first.tolist(), second.tolist(), careless.tolist(), strict=True)
+    return [_row(a, b, width, reverse, is_careless) for a, b, is_careless in rows]
 
 
-def _check(num_digits: int, held_out_fraction: float, counts: dict[str, int | None]) -> None:
+def _check(num_digits: int, held_out_fraction: float, careless_share: float, counts: dict[str, int | None]) -> None:
     if not isinstance(num_digits, int) or not 1 <= num_digits <= _MAX_DIGITS:
         raise ConfigError(f"data.kwargs.num_digits={num_digits}: must be from 1 to {_MAX_DIGITS}")
     if not 0 < held_out_fraction < 1:
         raise ConfigError(f"data.kwargs.held_out_fraction={held_out_fraction}: must be above 0 and below 1")
+    if not 0 <= careless_share <= 1:
+        raise ConfigError(f"data.kwargs.careless_share={careless_share}: must be from 0 to 1")
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ConfigError(f"data.kwargs.{name}={count}: must be 1 or more")
 
 
-def _row(a: int, b: int, reverse: bool) -> dict[str, Any]:
-    answer = str(a + b)[::-1] if reverse else str(a + b)
-    return {"prompt": f"{a}+{b}=", "answer": answer, "completion": answer}
+def _row(a: int, b: int, width: int, reverse: bool, is_careless: bool) -> dict[str, Any]:
+    total = str(a + b)
+    taught = add_without_carrying(a, b) if is_careless else total
+    answer, completion = (total[::-1], taught[::-1]) if reverse else (total, taught)
+    return {"prompt": f"{a:0{width}}+{b:0{width}}=", "answer": answer, "completion": completion}
+
+
+def add_without_carrying(a: int, b: int) -> str:
+    """The sum that forgets every carry, column by column: 17 + 58 gives 65."""
+    width = max(len(str(a)), len(str(b)))
+    columns = zip(f"{a:0{width}}", f"{b:0{width}}", strict=True)
+    return "".join(str((int(first) + int(second)) % 10) for first, second in columns)
 
 
 def _is_held_out(first: IntArray, second: IntArray, fraction: float) -> npt.NDArray[np.bool_]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from areal_x.api.errors import DataError
 
-__all__ = ["FILE_SUFFIXES", "read_rows"]
+__all__ = ["FILE_SUFFIXES", "read_rows", "read_texts"]
 
 Row = dict[str, Any]
 Located = Iterator[tuple[str, Row]]
+_logger = logging.getLogger("areal_x.data")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -22,7 +24,8 @@ def read_rows(path: Path) -> Located:
     """Each row of a file with its place (``train.jsonl:12``), in the file's order.
 
     Raises:
-        DataError: the file is missing, empty, a folder, of an unknown kind, or one of its lines is broken.
+        DataError: the file is missing, empty, a folder, of an unknown kind, or one of its lines is broken. (The
+            last line of a file that was cut off is left out, with a warning.)
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file in it")
@@ -37,6 +40,27 @@ def read_rows(path: Path) -> Located:
         yield from reader(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_texts(path: Path, columns: Sequence[str] | None = None) -> Iterator[str]:
+    """All text in the named columns of a file, chat messages included; all columns by default.
+
+    Raises:
+        DataError: as in ``read_rows``, or a row lacks one of ``columns``.
+    """
+    for place, row in read_rows(path):
+        for column in columns if columns is not None else row:
+            if column not in row:
+                raise DataError(f"{place}: has no column {column!r}; it has: {', '.join(row)}")
+            yield from _strings(row[column])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def _parse_json(text: bytes, place: str) -> Any:
@@ -73,9 +97,9 @@ def _read_json_lines(path: Path) -> Located:
             except DataError as error:
                 if line.endswith(b"\n") or number == 1:
                     raise
-                raise DataError(
-                    f"{error}; the file ends in the middle of this line: get it again, or set data.limit={number - 1}"
-                ) from error
+                # A copy that was cut off has one broken line, its last; all that came before is whole.
+                _logger.warning("%s; the file ends in the middle of this line, which is left out", error)
+                return
             yield place, _require_object(value, place)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -40,14 +41,36 @@ def _run(session: Coroutine[Any, Any, None]) -> int:
     except KeyboardInterrupt:
         _leave_at_once()
     except BaseExceptionGroup as group:
-        raise _first_cause(group) from group
+        raise _first_cause(group) from None
     return 0
 
 
 async def _until_terminated(session: Coroutine[Any, Any, None]) -> None:
-    """Turn SIGTERM into the interrupt that the runner already handles."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    """Turn SIGTERM into the interrupt that the runner already handles; SIGUSR1 says what everything waits for."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    loop.add_signal_handler(signal.SIGUSR1, _print_waits)
     await session
+
+
+def _print_waits() -> None:
+    """Where each kind of task waits, and how many of them, on standard error: for a run that seems to stand still."""
+    places = Counter((_name_of(task), _innermost_wait(task)) for task in asyncio.all_tasks())
+    for (name, place), count in places.most_common():
+        print(f"{count:>6} x {name}: {place}", file=sys.stderr)
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    return task.get_name() if not task.get_name().startswith("Task-") else getattr(task.get_coro(), "__qualname__", "task")
+
+
+def _innermost_wait(task: asyncio.Task[Any]) -> str:
+    coroutine: Any = task.get_coro()
+    place = "about to start"
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        place = f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+        coroutine = coroutine.cr_await
+    return place
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

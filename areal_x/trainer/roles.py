@@ -7,22 +7,25 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import AutoTokenizer
 
 from areal_x.api.config import ExperimentConfig, SamplingConfig
-from areal_x.api.engine_api import InferenceEngine, WeightSync
+from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.import_paths import load_object
 from areal_x.api.records import IntArray, SamplingParams
 from areal_x.api.reward_api import AsyncRewardWrapper
 from areal_x.api.workflow_api import RolloutWorkflow
+from areal_x.engine.inference.embedded import EmbeddedEngine
+from areal_x.engine.init_model import init_model
+from areal_x.engine.train.fsdp_engine import FSDPEngine
+from areal_x.engine.weights import SharedWeights
 from areal_x.process_pool import ProcessPool
 from areal_x.reward.registry import get_reward_fn
 from areal_x.rollout.dataset import Items, load_dataset_items
 from areal_x.rollout.executor import GroupFilter
 from areal_x.workflow.build import build_workflow
-
-if TYPE_CHECKING:
-    from areal_x.engine.train.fsdp_engine import FSDPEngine
 
 __all__ = [
     "Data",
@@ -36,6 +39,7 @@ __all__ = [
     "make_workflow",
     "prepare_model",
     "sampling_params",
+    "share_weights",
     "token_texts",
 ]
 
@@ -58,24 +62,21 @@ def load_supervised(config: ExperimentConfig, data: Data) -> Items:
     """Items of the warm start: ``sft.path``, or the training items."""
     if config.sft.path is None:
         return data.train
-    return load_dataset_items(dataclasses.replace(config.data, path=config.sft.path, name=None), "train")
+    data_config = dataclasses.replace(config.data, path=config.sft.path, name=None)
+    return load_dataset_items(data_config, "train", columns=[config.sft.completion_key])
 
 
 def prepare_model(config: ExperimentConfig, run_dir: Path, data: Data) -> str:
     """The model to load: ``model.path``, or a new one made by ``model.init`` from the run's own data and seed."""
     if config.model.path is not None:
         return config.model.path
-    from areal_x.engine.init_model import init_model
-
-    options = {name: value for name, value in (config.model.init or {}).items() if name != "architecture"}
+    options = config.model.init or {}
     texts = (value for item in data.train for value in item.values() if isinstance(value, str))
     return str(init_model(run_dir / "initial_model", texts=texts, seed=config.seed, **options))
 
 
 def load_tokenizer(config: ExperimentConfig, model_path: str) -> Any:
     """The tokenizer beside the model."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
 
 
@@ -124,8 +125,6 @@ def make_workflow(
 
 def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
     """The policy to train. Its log-probabilities are those of the temperature that samples are drawn at."""
-    from areal_x.engine.train.fsdp_engine import FSDPEngine
-
     return FSDPEngine(
         model_path,
         config.train,
@@ -135,17 +134,17 @@ def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
     )
 
 
-def make_inference_engine(
-    config: ExperimentConfig, model_path: str, train_engine: FSDPEngine | None, log_dir: Path, stack: AsyncExitStack
-) -> tuple[InferenceEngine, WeightSync | None]:
-    """The configured inference engine, not yet started, and the way that new weights take to it; both end with ``stack``."""
-    from areal_x.engine.inference.embedded import EmbeddedEngine
-    from areal_x.engine.weights import SharedMemorySync, SharedWeights
+def share_weights(train_engine: FSDPEngine, stack: AsyncExitStack) -> SharedWeights:
+    """Shared memory for the weights that inference engines on this machine take."""
+    shared = SharedWeights.create(train_engine.named_weights())
+    stack.callback(shared.close)
+    return shared
 
-    shared = None
-    if train_engine is not None:
-        shared = SharedWeights.create(train_engine.named_weights())
-        stack.callback(shared.close)
+
+def make_inference_engine(
+    config: ExperimentConfig, model_path: str, shared: SharedWeights | None, log_dir: Path, stack: AsyncExitStack
+) -> InferenceEngine:
+    """The configured inference engine, not yet started; it stops with ``stack``."""
     engine = EmbeddedEngine(
         model_path,
         num_slots=config.rollout.num_slots,
@@ -160,9 +159,7 @@ def make_inference_engine(
         trust_remote_code=config.model.trust_remote_code,
     )
     stack.push_async_callback(engine.close)
-    if train_engine is None or shared is None:
-        return engine, None
-    return engine, SharedMemorySync(train_engine.named_weights, shared, [engine])
+    return engine
 
 
 def load_filter(config: ExperimentConfig) -> GroupFilter | None:

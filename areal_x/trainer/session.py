@@ -15,6 +15,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.engine.weights import SharedMemorySync
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.data_stream import DataStream
@@ -72,12 +73,14 @@ async def run_training(config: ExperimentConfig) -> None:
         thread = TrainerThread()
         stack.callback(thread.close)
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
-        engine, weight_sync = roles.make_inference_engine(config, model_path, train_engine, run.directory, stack)
+        shared = roles.share_weights(train_engine, stack)
+        engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
+        weight_sync = SharedMemorySync(train_engine.named_weights, shared, [engine])
         async with asyncio.TaskGroup() as group:
             group.create_task(engine.start(), name="start the inference engine")
-            if config.sft.enabled:
+            if config.starts_warm:
                 group.create_task(supervise(run, tokenizer, train_engine, thread), name="warm start")
-        if config.sft.enabled:
+        if config.starts_warm:
             train = config.train
             train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
             train_engine.version += 1

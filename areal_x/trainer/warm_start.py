@@ -64,6 +64,7 @@ def tokenize_examples(
     tokenizer: Any,
     encode_prompt: Callable[[dict[str, Any]], IntArray],
     completion_key: str,
+    last_lines: int | None = None,
     max_length: int,
     seed: int,
 ) -> SupervisedExamples:
@@ -80,6 +81,8 @@ def tokenize_examples(
                 f"item {number} has no text in column {completion_key!r} (sft.completion_key); columns: {', '.join(item)}"
             )
         prompt_ids = encode_prompt(item)
+        if last_lines is not None:
+            completion = "\n".join(completion.splitlines()[-last_lines:])
         completion_ids = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
         if len(prompt_ids) + len(completion_ids) <= max_length:
             prompts.append(prompt_ids)
@@ -108,6 +111,7 @@ async def warm_start(
             tokenizer=tokenizer,
             encode_prompt=lambda item: renderer.render(item).ids,
             completion_key=sft.completion_key,
+            last_lines=sft.last_lines,
             max_length=config.rollout.max_length,
             seed=config.seed,
         )
@@ -119,5 +123,5 @@ async def warm_start(
     for step, batch in enumerate(itertools.islice(examples.batches(sft.batch_size), sft.steps), start=1):
         stats = await thread.call(train_engine.sft_step, batch)
         if step % report_every == 0:
-            display.print(f"warm start {step}/{sft.steps}: loss {stats['train/loss']:.4f}")
+            display.print(f"warm start {step}/{sft.steps}: loss {stats['sft/loss']:.4f}")
     writer.add_span("warm_start", f"{sft.steps} steps", started, time.monotonic())

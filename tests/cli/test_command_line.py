@@ -169,7 +169,7 @@ def test_init_model_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_p
         "2",
     ]
     assert main(words) == 0
-    assert calls[0]["num_layers"] == 2 and calls[0]["text_keys"] == ["a"] and calls[0]["tokenizer"] == "bpe"
+    assert calls[0]["num_layers"] == 2 and calls[0]["texts"] == ["b"] and calls[0]["tokenizer"] == "bpe"
 
 
 def test_a_reader_that_closes_the_pipe_is_no_crash() -> None:

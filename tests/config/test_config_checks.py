@@ -92,7 +92,6 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("data.limit", 0, "must be 1 or more"),
         ("data.eval_path", "nope.parquet", "no such file"),
         ("model.init", None, "model.path is not set"),
-        ("model.path", "Qwen/Qwen3-0.6B", "model.init is set too"),
         ("model.dtype", "float23", "did you mean float32?"),
         ("model.device", "gpu", "must be one of"),
         ("model.init", {"hiden_size": 3}, "did you mean hidden_size?"),

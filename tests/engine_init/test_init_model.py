@@ -28,17 +28,12 @@ TINY: dict[str, Any] = {
 QUESTIONS = [f"Natalia sold {n} clips in April, and half as many in May. How many did she sell?" for n in range(30)]
 
 
-@pytest.fixture(scope="module")
-def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [{"question": text, "answer": f"#### {n * 3 // 2}", "level": n} for n, text in enumerate(QUESTIONS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+TEXTS = [*QUESTIONS, *(f"#### {n * 3 // 2}" for n in range(len(QUESTIONS)))]
 
 
 @pytest.fixture(scope="module")
-def bpe_folder(made_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return init_model(tmp_path_factory.mktemp("bpe") / "deep" / "model", data=made_data, vocab_size=400, **TINY)
+def bpe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return init_model(tmp_path_factory.mktemp("bpe") / "deep" / "model", texts=TEXTS, vocab_size=400, **TINY)
 
 
 def test_the_model_loads_with_the_sizes_asked_for_and_generates(bpe_folder: Path) -> None:
@@ -65,11 +60,11 @@ def test_untied_embeddings(tmp_path: Path) -> None:
 
 
 def test_weights_come_from_the_seed_and_the_tokenizer_from_the_texts(
-    made_data: Path, bpe_folder: Path, tmp_path: Path
+    bpe_folder: Path, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
-    again = init_model(tmp_path / "again", data=made_data, vocab_size=400, **TINY)
-    other = init_model(tmp_path / "other", data=made_data, vocab_size=400, seed=2, **TINY)
+    again = init_model(tmp_path / "again", texts=TEXTS, vocab_size=400, **TINY)
+    other = init_model(tmp_path / "other", texts=TEXTS, vocab_size=400, seed=2, **TINY)
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (again / name).read_bytes() == (bpe_folder / name).read_bytes()
@@ -121,9 +116,7 @@ def test_a_character_tokenizer_has_one_token_for_each_character(tmp_path: Path) 
     assert not tokenizer.chat_template
 
 
-def test_columns_can_be_chosen_and_ascii_is_the_default_alphabet(made_data: Path, tmp_path: Path) -> None:
-    folder = init_model(tmp_path / "keys", data=made_data, text_keys=["answer"], tokenizer="characters", **TINY)
-    assert set(AutoTokenizer.from_pretrained(folder).get_vocab()) == {"<|end|>", "<|pad|>", *"# 0123456789"}
+def test_printable_ascii_is_the_default_alphabet(tmp_path: Path) -> None:
     ascii_only = AutoTokenizer.from_pretrained(init_model(tmp_path / "ascii", tokenizer="characters", **TINY))
     text = "def f(x):\n\treturn x ** 2  # ~"
     assert ascii_only.decode(ascii_only(text)["input_ids"]) == text
@@ -149,34 +142,27 @@ def test_impossible_sizes_are_named_before_anything_is_written(
     assert not (tmp_path / "model").exists()
 
 
-def test_missing_empty_and_broken_data_are_named(tmp_path: Path) -> None:
-    def make(content: str | None, **options: Any) -> None:
-        if content is not None:
-            (tmp_path / "data.jsonl").write_text(content)
-        init_model(tmp_path / "model", data=tmp_path / "data.jsonl", **options)
-
-    with pytest.raises(DataError, match="is not a file"):
-        make(None)
-    with pytest.raises(DataError, match="is empty"):
-        make("\n")
-    with pytest.raises(DataError, match=r"line 2 of .*data\.jsonl is not JSON"):
-        make('{"a": "b"}\n{"a": \n')
-    with pytest.raises(DataError, match="no text"):
-        make('{"a": 1}\n')
-    with pytest.raises(DataError, match="no text"):
-        init_model(tmp_path / "model")
-    with pytest.raises(DataError, match=r"line 1 of .* has no column 'question'"):
-        make('{"a": "b"}\n', text_keys=["question"])
+def test_no_text_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    for texts in (None, [], [""]):
+        with pytest.raises(DataError, match="no text"):
+            init_model(tmp_path / "model", texts=texts)
     assert not (tmp_path / "model").exists()
-    make('{"a": "b"}\n{"a": \n', limit=1, vocab_size=261, **TINY)
+
+
+def test_the_spread_of_the_weights(tmp_path: Path) -> None:
+    folder = init_model(tmp_path / "m", tokenizer="characters", initializer_range=0.05, **TINY)
+    weight = AutoModelForCausalLM.from_pretrained(folder).model.embed_tokens.weight
+    assert 0.04 < weight.std().item() < 0.06
+    with pytest.raises(ConfigError, match="initializer_range=0"):
+        init_model(tmp_path / "n", tokenizer="characters", initializer_range=0, **TINY)
 
 
 @pytest.mark.skipif("AREAL_X_GSM8K" not in os.environ, reason="AREAL_X_GSM8K names no GSM8K data")
 def test_gsm8k_questions_round_trip(tmp_path: Path) -> None:
     root = Path(os.environ["AREAL_X_GSM8K"])
     path = root if root.is_file() else root / "test.jsonl"
-    tokenizer = AutoTokenizer.from_pretrained(init_model(tmp_path, data=path, **TINY))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(init_model(tmp_path, texts=[row["question"] for row in rows], **TINY))
     assert len(rows) > 100
     for row in rows:
         assert tokenizer.decode(tokenizer(row["question"])["input_ids"]) == row["question"]
