@@ -4,7 +4,7 @@
                  ▲                                    │ too small, rejected          │
                  └──────── places come back ──────────┘          on_published ◀── trainer
 
-Everything happens on one event loop, in callbacks; there is no loop that polls.
+Everything happens on one event loop, in callbacks; nothing polls.
 
 * **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, a free engine slot (or a short
   queue), and not too many ready groups. It is unblocked by the end of a request, of an episode, of a group, by
@@ -116,8 +116,7 @@ class RolloutExecutor:
         self._episodes: dict[asyncio.Task[Any], Episode] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._open_groups: dict[int, PendingGroup] = {}
-        self._ready = ReadyGroups(self._nothing_comes)
-        self._over_age = OverAgeCounts()
+        self._ready, self._over_age = ReadyGroups(self._nothing_comes), OverAgeCounts()
         self._next_group_id = 0
         self._num_fresh = 0
         self._items_ended = False
