@@ -5,8 +5,9 @@ buffers, each holding every tensor once. The writer fills the buffer that is not
 
 Safety rests on a sequence number per buffer: odd while the buffer is written, raised again when it is complete. A
 reader that finds it odd, or changed after its copy, throws the copy away and takes the newest buffer again. Progress
-rests on claims: a reader says which buffer it copies, and the writer takes the other one, so a reader that is slower than the
-writer is not overtaken for ever. A claim left by a dead reader costs at most the double buffering, never a torn copy.
+rests on claims: a reader says which buffer it copies, and the writer takes the other one, so a reader that is slower
+than the writer is not overtaken for ever. A claim left by a dead reader costs at most the double buffering, never a
+torn copy.
 """
 
 from __future__ import annotations

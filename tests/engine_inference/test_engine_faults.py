@@ -200,6 +200,6 @@ def test_the_process_ends_with_its_driver(tmp_path: Path) -> None:
 
 
 def test_importing_the_engine_loads_no_torch() -> None:
-    script = "import sys; import areal_x.engine.inference; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    script = "import sys, areal_x.engine.inference; print('torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -189,7 +189,7 @@ def test_noise_is_uniform_and_its_streams_differ() -> None:
     seeds = np.repeat(np.arange(64, dtype=np.uint64), 512)
     places = np.tile(np.arange(512, dtype=np.int64), 64)
     noise = uniform_noise(seeds, places).reshape(64, 512)
-    assert 0.0 <= noise.min() and noise.max() < 1.0
+    assert noise.min() >= 0.0 and noise.max() < 1.0
     counts, _ = np.histogram(noise, 32, (0, 1))
     assert ((counts - 1024) ** 2 / 1024).sum() < 80  # 31 degrees of freedom: mean 31, standard deviation 7.9.
     correlations = np.corrcoef(noise)[~np.eye(64, dtype=bool)]

@@ -68,7 +68,9 @@ def save_model(path: Path, kind: str = "qwen3", **changes: Any) -> PreTrainedMod
     return model
 
 
-def plain_logprobs(model: PreTrainedModel, response: ModelResponse, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+def plain_logprobs(
+    model: PreTrainedModel, response: ModelResponse, temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
     """Log-probability of each sampled token by one forward pass over the whole sequence."""
     ids = torch.from_numpy(np.concatenate([response.input_ids, response.output_ids])).long()[None]
     with torch.inference_mode():

@@ -143,7 +143,7 @@ class ContinuousBatch:
         self._synchronize()
         copied = time.monotonic()
         live = self._live_prefixes() if self._recompute else []
-        num_tokens = self.runner.prefill(live) if live else 0
+        self.runner.prefill(live)
         self._synchronize()
         self.version = version
         self.num_updates += 1
@@ -151,7 +151,7 @@ class ContinuousBatch:
         return UpdateReport(
             version=version,
             num_live=self.slots.num_live,
-            num_prefix_tokens=num_tokens,
+            prefix_lengths=tuple(len(ids) for _, ids in live),
             num_torn_copies=reader.num_torn - report_torn,
             blocked_seconds=ended - started,
             copy_seconds=copied - started,

@@ -66,13 +66,16 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """One weight update as the engine saw it. ``blocked_seconds`` is all the time between two decode steps that the
-    update took: ``copy_seconds`` (shared memory to parameters), ``prefill_seconds`` (live prefixes again) and the rest.
-    ``decode_step_seconds`` is the duration of the last decode step before it."""
+    """One weight update as the engine saw it.
+
+    ``blocked_seconds`` is all the time between two decode steps that the update took: ``copy_seconds`` (shared memory
+    to parameters), ``prefill_seconds`` (live prefixes again) and the rest. ``prefix_lengths`` are those of the prefixes
+    computed again; ``decode_step_seconds`` is the duration of the last decode step before it.
+    """
 
     version: int
     num_live: int
-    num_prefix_tokens: int
+    prefix_lengths: tuple[int, ...]
     num_torn_copies: int
     blocked_seconds: float
     copy_seconds: float

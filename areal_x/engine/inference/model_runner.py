@@ -104,14 +104,11 @@ class ModelRunner:
             if given is None and span < self.cache.max_length:
                 raise EngineError(f"{kind} beyond its {name} of {span} tokens; set max_length to {span} at most")
 
-    def prefill(self, rows: Sequence[PrefixRow]) -> int:
-        """Fill the cache of rows with their prefixes, in passes of similar length; returns the tokens computed."""
-        total = 0
+    def prefill(self, rows: Sequence[PrefixRow]) -> None:
+        """Fill the cache of rows with their prefixes, in passes of similar length."""
         for part in _passes(rows):
             prefix, ids, positions = self._pack(part)
-            total += len(ids)
             self._forward(np.empty(0, np.int64), np.empty(0, np.int64), prefix, ids, positions)
-        return total
 
     def decode(
         self, tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], joining: Sequence[PrefixRow]
