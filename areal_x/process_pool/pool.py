@@ -4,8 +4,8 @@
                     ▲                                     │ deadline, crash
                     └── retried once after a crash ◀──────┘ killed, replaced from the zygote
 
-It consumes: submissions, results (readable sockets), exits (the zygote's reports), timers. It waits for none of them in
-a loop of its own: each is a callback, and each callback ends by giving free workers their next call.
+It consumes submissions, results (readable sockets), exits (the zygote's reports) and timers. It waits for none of them:
+each is a callback that ends by giving free workers their next call.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
+from areal_x.process_pool.after_fork import abandon_in_forked_children, forget
 from areal_x.process_pool.calls import Call, CallResult, PoolClient, RegisteredFunction
 from areal_x.process_pool.errors import FunctionTransferError, PoolClosedError, PoolError
 from areal_x.process_pool.function_transfer import describe_function
+from areal_x.process_pool.lost_calls import crash_result, timeout_result
 from areal_x.process_pool.registry import FunctionRegistry
-from areal_x.process_pool.turns import ClientTurns
-from areal_x.process_pool.wire import CANNOT_ANSWER, encode_call
+from areal_x.process_pool.turns import ClientTurns, send_ahead_depth
+from areal_x.process_pool.wire import encode_call
 from areal_x.process_pool.worker_link import WorkerLink
 from areal_x.process_pool.zygote_link import ZygoteLink, wait_for_exit
 
@@ -35,10 +35,6 @@ _logger = logging.getLogger("areal_x.process_pool")
 _MAX_ATTEMPTS = 2
 _MAX_FAILED_STARTS = 8
 _MAX_HELPER_DEATHS = 3
-_SHORT_SECONDS, _SHORT_DEPTH = 0.0005, 8
-_MEDIUM_SECONDS, _MEDIUM_DEPTH = 0.005, 2
-
-_open_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
 
 class ProcessPool:
@@ -65,7 +61,6 @@ class ProcessPool:
         self.process_limit = process_limit
         self.import_timeout_seconds = import_timeout_seconds
         self.num_spawned = 0
-        """Workers forked so far, replacements included."""
         self.num_retried = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zygote: ZygoteLink | None = None
@@ -76,8 +71,7 @@ class ProcessPool:
         self._stale: set[int] = set()
         self._forked_before: dict[int, int] = {}
         """The last worker that was requested before each function was: it and older ones do not know the function."""
-        self._next_call = self._next_worker = 0
-        self._failed_starts = self._helper_deaths = 0
+        self._next_call = self._next_worker = self._failed_starts = self._helper_deaths = 0
         self._closing = False
         self._broken: str | None = None
         self._default_client = PoolClient()
@@ -88,8 +82,6 @@ class ProcessPool:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    # -- public ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Bind to the running loop and start the helper process. Safe to call twice."""
@@ -104,7 +96,7 @@ class ProcessPool:
             raise PoolError(f"the process pool needs Linux (pidfd, prctl), this is {sys.platform}")
         self._loop = loop
         self._zygote = ZygoteLink(loop, self._on_reply, self._on_zygote_death)
-        _open_pools.add(self)
+        abandon_in_forked_children(self)
 
     async def register(self, function: Callable[..., Any]) -> RegisteredFunction:
         """Import the function's module in the helper process, once; calls of it need no import any more.
@@ -168,17 +160,16 @@ class ProcessPool:
             raise
 
     async def warm_up(self) -> None:
-        """Fork the workers now instead of at the first call."""
+        """Fork the workers now, not at the first call."""
         await self.start()
         self._spawn_missing()
 
     async def close(self) -> None:
         """Kill all workers, end the helper process and release every descriptor. Calls that have not ended get
         ``PoolClosedError``. Safe to call twice."""
-        if self._loop is None or self._closing:
-            self._closing = True
+        already, self._closing = self._closing, True
+        if already or self._loop is None:
             return
-        self._closing = True
         self._fail_everything(PoolClosedError("the process pool was closed before the call ended"))
         pidfds = []
         for worker in self._workers.values():
@@ -187,7 +178,7 @@ class ProcessPool:
             worker.close()
         self._workers.clear()
         self._idle.clear()
-        _open_pools.discard(self)
+        forget(self)
         if self._zygote is not None:
             await self._zygote.close()
         for pidfd in pidfds:
@@ -195,15 +186,13 @@ class ProcessPool:
                 await wait_for_exit(self._loop, pidfd)
 
     def process_ids(self) -> list[int]:
-        """The helper's process id, for tests and monitors; all other processes descend from it."""
+        """The helper's process id; all other processes descend from it."""
         return [self._zygote.pid] if self._zygote is not None else []
 
     def _load(self, number: int) -> None:
         assert self._zygote is not None
         self._forked_before[number] = self._next_worker
         self._zygote.register(number, self._registry.payload(number))
-
-    # -- workers ---------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closing:
@@ -226,11 +215,9 @@ class ProcessPool:
         self._zygote.spawn(worker.number, self.memory_limit_bytes, self.process_limit, worker.child_descriptors)
 
     def worker_ready(self, worker: WorkerLink) -> None:
-        """A new worker can take calls."""
         self._failed_starts = self._helper_deaths = 0
 
     def worker_drained(self, worker: WorkerLink) -> None:
-        """All results that a worker had sent are read: give it more."""
         if worker.number in self._stale:
             if not worker.pending:
                 worker.kill("replaced")
@@ -242,12 +229,12 @@ class ProcessPool:
             return
         pending = worker.pending
         while True:
-            if pending and len(pending) >= _depth(pending[0]):
+            if pending and len(pending) >= send_ahead_depth(pending[0]):
                 return
             call = self._turns.take()
             if call is None:
                 break
-            if pending and len(pending) >= _depth(call):
+            if pending and len(pending) >= send_ahead_depth(call):
                 self._turns.put_back(call)
                 return
             if call.payload is None and not self._encode(call):
@@ -272,15 +259,12 @@ class ProcessPool:
         call.kwargs = {}
         return True
 
-    # -- results ---------------------------------------------------------------------------------------------------
-
     def _finish(self, call: Call, result: CallResult) -> None:
         self._turns.release(call.client)
         if not call.future.done():
             call.future.set_result(result)
 
     def worker_finished(self, worker: WorkerLink, call: Call, result: CallResult, left_processes: bool) -> None:
-        """A call came back."""
         function = call.function
         weight = 0.1 if function.mean_seconds < 0.1 else 0.5
         function.mean_seconds += (result.seconds - function.mean_seconds) * weight
@@ -294,7 +278,6 @@ class ProcessPool:
                 worker.kill("replaced")
 
     def calls_taken_back(self, calls: list[Call]) -> None:
-        """These had been sent but not received: they go to the front of their queues and to whoever is free."""
         for call in reversed(calls):
             self._turns.put_back(call)
         self._feed_idle()
@@ -309,7 +292,7 @@ class ProcessPool:
         if not worker.ready and worker.killed_for != "replaced":
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
-                self._break(f"{_MAX_FAILED_STARTS} worker processes in a row died at their start ({_reason(status)})")
+                self._break(f"{_MAX_FAILED_STARTS} worker processes in a row died at their start (status {status})")
                 return
         self._spawn()
         self._settle_all(worker, status)
@@ -332,25 +315,14 @@ class ProcessPool:
             self._settle(worker, pending[0], status)
 
     def _settle(self, worker: WorkerLink, call: Call, status: int | None) -> None:
-        """Decide about the call that ran when its worker ended."""
-        seconds = time.monotonic() - worker.head_started
         if worker.killed_for in ("timeout", "cancelled"):
-            text = f"{call.function.name} did not return within {call.timeout:g} s; its worker was killed"
-            self._finish(
-                call, CallResult("timeout", None, text, None, None, "", seconds, worker.head_started, call.attempts)
-            )
+            self._finish(call, timeout_result(call, worker.head_started))
         elif call.attempts < _MAX_ATTEMPTS and not call.future.done():
             call.attempts += 1
             self.num_retried += 1
             self._turns.put_back(call)
         else:
-            reason = _reason(status) if status is not None else "it closed its connection"
-            text = f"the worker that ran {call.function.name} died {call.attempts} times: {reason}"
-            self._finish(
-                call, CallResult("crash", None, text, None, None, "", seconds, worker.head_started, call.attempts)
-            )
-
-    # -- the zygote ------------------------------------------------------------------------------------------------
+            self._finish(call, crash_result(call, worker.head_started, status))
 
     def _on_reply(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         kind, *arguments = message
@@ -383,15 +355,14 @@ class ProcessPool:
         """The helper died, and its guardians and their workers with it: start another, run again what was running."""
         assert self._zygote is not None and self._loop is not None
         reason = f"the pool's helper process died: {self._zygote.exit_reason()}"
-        # Importing may be what killed the helper.
         self._registry.fail_loading(FunctionTransferError(f"{reason} (while it imported modules)"))
         self._helper_deaths += 1
         if self._helper_deaths >= _MAX_HELPER_DEATHS:
             self._break(reason)
             return
         _logger.warning("process pool: %s; starting another", reason)
-        had_workers = bool(self._workers)
-        for worker in list(self._workers.values()):
+        workers = list(self._workers.values())
+        for worker in workers:
             worker.kill("lost")
             worker.read_last_results()
             self._remove(worker)
@@ -399,7 +370,7 @@ class ProcessPool:
         self._zygote = ZygoteLink(self._loop, self._on_reply, self._on_zygote_death)
         for number in self._registry.loaded_numbers():
             self._load(number)
-        if had_workers:
+        if workers:
             self._spawn_missing()
 
     def _break(self, reason: str) -> None:
@@ -421,37 +392,10 @@ class ProcessPool:
             if not call.future.done():
                 call.future.set_exception(type(error)(*error.args))
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: the descriptors belong to the parent, and a copy would keep the helper alive after it."""
         self._closing = True
         for worker in self._workers.values():
             worker.abandon()
         if self._zygote is not None:
             self._zygote.abandon()
-
-
-def _depth(call: Call) -> int:
-    """How many calls a worker may hold: one sent ahead hides the round trip, but waits behind the one that runs."""
-    seconds = call.function.mean_seconds
-    return _SHORT_DEPTH if seconds < _SHORT_SECONDS else _MEDIUM_DEPTH if seconds < _MEDIUM_SECONDS else 1
-
-
-def _reason(status: int | None) -> str:
-    if status is None:
-        return "killed"
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    code = os.WEXITSTATUS(status)
-    if code == CANNOT_ANSWER:
-        return "it could not answer: its connection was closed or its memory spent"
-    return f"exit code {code}"
-
-
-def _abandon_in_child() -> None:
-    for pool in list(_open_pools):
-        pool._abandon()
-    _open_pools.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_in_child)

@@ -6,7 +6,10 @@ from collections import deque
 
 from areal_x.process_pool.calls import Call, PoolClient
 
-__all__ = ["ClientTurns"]
+__all__ = ["ClientTurns", "send_ahead_depth"]
+
+_SHORT_SECONDS, _SHORT_DEPTH = 0.0005, 8
+_MEDIUM_SECONDS, _MEDIUM_DEPTH = 0.005, 2
 
 
 class ClientTurns:
@@ -82,3 +85,9 @@ class ClientTurns:
             client.listed = False
         self._ready.clear()
         return queued
+
+
+def send_ahead_depth(call: Call) -> int:
+    """How many calls a worker may hold: one sent ahead hides the round trip, but waits behind the one that runs."""
+    seconds = call.function.mean_seconds
+    return _SHORT_DEPTH if seconds < _SHORT_SECONDS else _MEDIUM_DEPTH if seconds < _MEDIUM_SECONDS else 1
