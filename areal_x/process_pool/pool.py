@@ -145,8 +145,7 @@ class ProcessPool:
             self._check_open()
         assert self._loop is not None
         future: asyncio.Future[CallResult] = self._loop.create_future()
-        client = client or self._default_client
-        call = Call(client, function, kwargs, timeout_seconds, int_lists, future)
+        call = Call(client or self._default_client, function, kwargs, timeout_seconds, int_lists, future)
         self._turns.add(call)
         if self._idle:
             self._feed_idle()
