@@ -271,19 +271,21 @@ class SharedMemorySync:
         self._named_weights = named_weights
         self._shared = shared
         self._engines = tuple(engines)
-        self.write_seconds = 0.0
-        """Time that the last publication took to write."""
+        self.stage_seconds = 0.0
+        """Time that the last staging took."""
 
-    async def publish(self, version: int) -> None:
-        """Write the weights as ``version`` and return when every engine samples from them; requests in flight go on.
+    async def stage(self, version: int) -> None:
+        """Write the weights to shared memory as ``version``; they may change again once this returns.
 
-        The weights must not change until this returns. Models above 16 MiB are written in a thread, so that the event
-        loop goes on.
+        Models above 16 MiB are written in a thread, so that the event loop goes on.
         """
         started = time.monotonic()
         if self._shared.num_bytes <= _INLINE_BYTES:
             self._shared.write(version, self._named_weights())
         else:
             await asyncio.to_thread(lambda: self._shared.write(version, self._named_weights()))
-        self.write_seconds = time.monotonic() - started
+        self.stage_seconds = time.monotonic() - started
+
+    async def publish(self, version: int) -> None:
+        """Return when every engine samples from the staged ``version``; requests in flight go on."""
         await asyncio.gather(*(engine.update_weights(version) for engine in self._engines))

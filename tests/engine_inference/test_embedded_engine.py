@@ -49,6 +49,7 @@ class Running:
         version = max(self.policies) + 1
         perturb(self.policy, version)
         self.policies[version] = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        await self.sync.stage(version)
         await self.sync.publish(version)
         return version
 

@@ -98,7 +98,7 @@ async def test_closing_a_busy_engine_is_quick_and_leaves_no_process(tmp_path: Pa
 async def test_a_model_that_cannot_run_is_named_at_start(tmp_path: Path, prepare: object, message: str) -> None:
     prepare(tmp_path)  # type: ignore[operator]
     engine = EmbeddedEngine(tmp_path)
-    with pytest.raises(EngineDiedError, match=message) as caught:
+    with pytest.raises(EngineError, match=message) as caught:
         await engine.start()
     assert "Traceback" not in str(caught.value)
 

@@ -215,5 +215,6 @@ async def test_publishing_writes_first_and_then_tells_every_engine(shared: Share
             told.append((version, shared.version))
 
     sync = SharedMemorySync(lambda: named(5), shared, [Engine(), Engine()])  # type: ignore[list-item]
+    await sync.stage(5)
     await sync.publish(5)
     assert told == [(5, 5), (5, 5)]

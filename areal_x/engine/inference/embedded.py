@@ -132,10 +132,14 @@ class EmbeddedEngine(InferenceEngine):
         """Start the process, load the model and check that it can run; return when it can generate.
 
         Raises:
+            EngineError: ``model_path`` is a directory without a model.
             EngineDiedError: the model could not be loaded or is not supported; the message says why.
         """
         if self._process is not None or self._dead is not None:
             raise EngineError("an embedded engine starts once")
+        path = Path(self._config.model_path)
+        if path.is_dir() and not (path / "config.json").exists():
+            raise EngineError(f"model path {path} has no config.json; save the model with save_pretrained")
         fds = () if self._handle is None else (self._handle.fd,)
         self._loop = asyncio.get_running_loop()
         self._process = EngineProcess(self._config.num_threads, fds, self._log_path)

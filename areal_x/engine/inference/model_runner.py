@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,6 @@ def load_model(path: str, dtype: str, device: torch.device, trust_remote_code: b
     """
     if dtype not in _DTYPES:
         raise EngineError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        raise EngineError(f"model path {path!r} has no config.json; save the model with save_pretrained")
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     if getattr(config, "is_encoder_decoder", False):
         raise EngineError(f"model type {config.model_type!r} is an encoder-decoder; the engine runs causal models only")

@@ -7,6 +7,7 @@ end of the stream, which ends the process; produces one frame per decode step th
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -126,6 +127,9 @@ class _Worker:
         self._channel = channel
         self._paused = False
         self._replies: list[Message] = []
+        # What is loaded stays; a collection in the middle of decoding must not walk it.
+        gc.collect()
+        gc.freeze()
         info = {"vocab_size": runner.vocab_size, "eos_ids": eos_ids, "has_tokenizer": tokenizer is not None}
         channel.send([("ready", info)])
 
