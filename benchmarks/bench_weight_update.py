@@ -76,6 +76,7 @@ async def measure(kv_on_update: str, updates: int) -> dict[str, Any]:
             for version in range(1, updates + 4):
                 await asyncio.sleep(0.1)
                 started = time.perf_counter()
+                await sync.stage(version)
                 await sync.publish(version)
                 publish = time.perf_counter() - started
                 report = engine.last_update

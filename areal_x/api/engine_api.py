@@ -118,8 +118,12 @@ class TrainEngine(ABC):
 
 
 class WeightSync(Protocol):
-    """Moves the trainer's weights to the inference engines."""
+    """Moves the trainer's weights to the inference engines, in two parts so that training goes on during the second."""
+
+    async def stage(self, version: int) -> None:
+        """Copy the trainer's weights out as ``version``; they may change again once this returns."""
+        ...
 
     async def publish(self, version: int) -> None:
-        """Return when every engine serves ``version``; requests in flight go on."""
+        """Return when every engine serves the staged ``version``; requests in flight go on."""
         ...

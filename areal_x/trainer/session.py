@@ -23,6 +23,7 @@ from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer import roles
 from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
 from areal_x.trainer.trainer_thread import TrainerThread
 from areal_x.trainer.warm_start import warm_start
@@ -84,6 +85,7 @@ async def run_training(config: ExperimentConfig) -> None:
             train = config.train
             train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
             train_engine.version += 1
+            await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
         evaluator = make_evaluator(run, tokenizer, reward, engine)
         await evaluator.evaluate(0, train_engine.version)
@@ -95,10 +97,10 @@ async def run_training(config: ExperimentConfig) -> None:
             train_engine=train_engine,
             weight_sync=weight_sync,
             thread=thread,
-            writer=run.writer,
-            display=run.display,
+            reporter=StepReporter(
+                run.writer, run.display, roles.token_texts(tokenizer), config.observe.trajectories_per_step
+            ),
             evaluate=evaluator.evaluate,
-            decode_tokens=roles.token_texts(tokenizer),
         )
         await train_while_rolling_out(trainer, executor)
         await evaluator.evaluate(config.train.total_steps, train_engine.version)

@@ -1,8 +1,10 @@
 """The loop: groups in, one optimiser step, new weights out, while episodes go on all the time.
 
-    item stream ──▶ RolloutExecutor ──groups──▶ build_batch ──▶ TrainEngine.train_step ──▶ WeightSync.publish(version + 1)
+    item stream ──▶ RolloutExecutor ──groups──▶ build_batch ──▶ TrainEngine.train_step ──▶ WeightSync.stage, publish
                           ▲                                                                        │
                           └────────────── on_published: places of the step are free ◀──────────────┘
+
+Weights are staged (copied out) before the next step may change them, and become live while that step trains already.
 
 | who | consumes | waits for | is unblocked by | produces |
 | --- | --- | --- | --- | --- |
@@ -13,20 +15,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine, TrainEngine, WeightSync
-from areal_x.api.records import TrajectoryGroup
-from areal_x.observe.display import RunDisplay
-from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.executor import RolloutExecutor
-from areal_x.trainer.batch import build_batch, reward_metrics
+from areal_x.trainer.batch import build_batch
 from areal_x.trainer.rollout_metrics import rollout_metrics
-from areal_x.trainer.sample_records import sample_records
-from areal_x.trainer.step_clock import StepClock
+from areal_x.trainer.step_clock import BusyTotals, StepClock
+from areal_x.trainer.step_report import FinishedStep, StepReporter
 from areal_x.trainer.trainer_thread import TrainerThread
 
 __all__ = ["Trainer"]
@@ -36,8 +35,9 @@ class Trainer:
     """Asynchronous policy optimisation on groups of trajectories (AReaL, https://arxiv.org/abs/2505.24298, section 4).
 
     Args:
+        thread: where the train engine works.
+        reporter: told of each finished step.
         evaluate: ``await evaluate(step, version)`` measures the policy as it is served now and reports its metrics.
-        decode_tokens: the text of each token of a sequence, for the records that people look at.
     """
 
     def __init__(
@@ -49,10 +49,8 @@ class Trainer:
         train_engine: TrainEngine,
         weight_sync: WeightSync,
         thread: TrainerThread,
-        writer: RunWriter,
-        display: RunDisplay,
+        reporter: StepReporter,
         evaluate: Callable[[int, int], Awaitable[dict[str, float]]],
-        decode_tokens: Callable[[Any], list[str]],
     ) -> None:
         self.config = config
         self.executor = executor
@@ -60,68 +58,64 @@ class Trainer:
         self.train_engine = train_engine
         self.weight_sync = weight_sync
         self.thread = thread
-        self.writer = writer
-        self.display = display
+        self.reporter = reporter
         self.evaluate = evaluate
-        self.decode_tokens = decode_tokens
-        self.clock = StepClock()
+        self._unreported: FinishedStep | None = None
 
     async def run(self) -> None:
-        """Train ``train.total_steps`` steps."""
-        self.clock.restart(**await self._busy_seconds())
-        for step in range(1, self.config.train.total_steps + 1):
-            started = time.monotonic()
-            groups = await self.executor.next_batch(self.train_engine.version)
-            received = time.monotonic()
-            batch, advantages = build_batch(groups, normalize_std=self.config.algorithm.normalize_std)
-            stats = await self.thread.call(self.train_engine.train_step, batch)
-            trained = time.monotonic()
-            await self.publish()
-            published = time.monotonic()
-            self.writer.add_span("training", f"step {step}", received, trained)
-            metrics = {"step": step, "version": self.train_engine.version - 1} | stats | reward_metrics(groups)
-            metrics |= await self._schedule_metrics(groups, received - started, published - trained)
-            self._report(metrics, groups, advantages)
-            if self._is_evaluation_due(step):
-                await self.evaluate(step, self.train_engine.version)
+        """Train ``train.total_steps`` steps; the weights of the last one are live when this returns."""
+        self._clock = StepClock(await self._busy_totals())
+        async with asyncio.TaskGroup() as group:
+            publishing = group.create_task(self._nothing_to_publish(), name="publish")
+            for step in range(1, self.config.train.total_steps + 1):
+                finished = await self._train_step(step, group)
+                await publishing
+                self.train_engine.version += 1
+                await self.weight_sync.stage(self.train_engine.version)
+                publishing = group.create_task(self._publish(self.train_engine.version), name="publish")
+                self._unreported = finished
+                if self._is_evaluation_due(step):
+                    self._report()
+                    await publishing
+                    await self.evaluate(step, self.train_engine.version)
+                    self._clock.restart(await self._busy_totals())
+        self._report()
 
-    async def publish(self) -> None:
-        """Serve the trained weights as the next version; requests in flight go on."""
-        version = self.train_engine.version + 1
+    async def _train_step(self, step: int, group: asyncio.TaskGroup) -> FinishedStep:
+        """Wait for a step's groups and train on them; meanwhile report the step before."""
+        version = self.train_engine.version
+        waiting_since = time.monotonic()
+        groups = await self.executor.next_batch(version)
+        started = time.monotonic()
+        batch, advantages = build_batch(groups, normalize_std=self.config.algorithm.normalize_std)
+        rollout = rollout_metrics(self.executor)
+        training = group.create_task(self.thread.call(self.train_engine.train_step, batch), name="train step")
+        self._report()
+        totals = await self._busy_totals()
+        stats = await training
+        self.reporter.add_span("training", f"step {step}", started, time.monotonic())
+        timing = self._clock.finish_step(totals, num_samples=len(batch), wait_seconds=started - waiting_since)
+        return FinishedStep(step, version, groups, advantages, stats | rollout | timing)
+
+    async def _publish(self, version: int) -> None:
+        """Serve the staged weights, while the next step trains; then the places of the step before are free."""
         started = time.monotonic()
         await self.weight_sync.publish(version)
-        self.writer.add_span("weights", f"version {version}", started, time.monotonic())
-        self.train_engine.version = version
+        self.reporter.add_span("weights", f"version {version}", started, time.monotonic())
         self.executor.on_published(version)
 
-    async def _schedule_metrics(
-        self, groups: list[TrajectoryGroup], wait_seconds: float, publish_seconds: float
-    ) -> dict[str, float]:
-        num_samples = sum(len(group.trajectories) for group in groups)
-        timing = self.clock.finish_step(
-            num_samples=num_samples,
-            publish_seconds=publish_seconds,
-            wait_seconds=wait_seconds,
-            **await self._busy_seconds(),
-        )
-        return rollout_metrics(self.executor) | timing
+    async def _nothing_to_publish(self) -> None:
+        """Stands where the publication of the step before the first would be."""
 
-    async def _busy_seconds(self) -> dict[str, float]:
-        health = await self.engine.health()
-        return {"generation": health.busy_seconds, "training": self.thread.busy_seconds}
+    async def _busy_totals(self) -> BusyTotals:
+        generation = (await self.engine.health()).busy_seconds
+        now = time.monotonic()
+        return BusyTotals(now, generation, self.thread.busy_seconds(now))
 
-    def _report(self, metrics: dict[str, Any], groups: list[TrajectoryGroup], advantages: Any) -> None:
-        records = sample_records(
-            groups,
-            advantages,
-            self.decode_tokens,
-            step=metrics["step"],
-            version=metrics["version"],
-            count=self.config.observe.trajectories_per_step,
-        )
-        self.writer.write_trajectories(records)
-        self.writer.write_step(metrics)
-        self.display.step(metrics)
+    def _report(self) -> None:
+        if self._unreported is not None:
+            self.reporter.report(self._unreported)
+            self._unreported = None
 
     def _is_evaluation_due(self, step: int) -> bool:
         every = self.config.evaluation.every_steps

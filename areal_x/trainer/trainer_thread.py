@@ -15,18 +15,24 @@ Result = TypeVar("Result")
 
 
 class TrainerThread:
-    """Runs blocking calls one after another on a daemon thread; ``busy_seconds`` sums their wall-clock time.
+    """Runs blocking calls one after another on a daemon thread.
 
     A daemon thread, because an interrupted run must end within seconds even in the middle of a long training step; a
     ``ThreadPoolExecutor`` would be joined at exit.
     """
 
     def __init__(self) -> None:
-        self.busy_seconds = 0.0
+        self._finished_seconds = 0.0
+        self._call_started: float | None = None
         self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
         self._thread.start()
+
+    def busy_seconds(self, now: float) -> float:
+        """Wall-clock seconds of all calls so far, the one in progress included; ``now`` is ``time.monotonic()``."""
+        started = self._call_started
+        return self._finished_seconds + (0.0 if started is None else max(0.0, now - started))
 
     async def call(self, function: Callable[..., Result], *args: Any) -> Result:
         """Await ``function(*args)`` on the thread."""
@@ -42,14 +48,15 @@ class TrainerThread:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             loop, future, function = call
-            started = time.monotonic()
+            self._call_started = started = time.monotonic()
             result, error = None, None
             try:
                 result = function()
             # The boundary between the thread and the loop: whatever was raised is raised again where it is awaited.
             except BaseException as raised:
                 error = raised
-            self.busy_seconds += time.monotonic() - started
+            self._call_started = None
+            self._finished_seconds += time.monotonic() - started
             try:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:

@@ -1,0 +1,65 @@
+"""Writes and shows what a finished step did, while the next one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
+from areal_x.observe.display import RunDisplay
+from areal_x.observe.run_writer import RunWriter
+from areal_x.trainer.batch import reward_metrics
+from areal_x.trainer.sample_records import sample_records
+
+__all__ = ["FinishedStep", "StepReporter"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step that was trained on weights of ``version``. ``advantages`` are one for each sample, in the groups' order."""
+
+    step: int
+    version: int
+    groups: list[TrajectoryGroup]
+    advantages: FloatArray
+    metrics: dict[str, float]
+
+
+class StepReporter:
+    """Reports finished steps to the files of the run and to the people who watch.
+
+    Args:
+        decode_tokens: the text of each token of a sequence.
+        num_samples: how many samples of a step are written, -1 for all.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        display: RunDisplay,
+        decode_tokens: Callable[[IntArray], list[str]],
+        num_samples: int,
+    ) -> None:
+        self._writer = writer
+        self._display = display
+        self._decode_tokens = decode_tokens
+        self._num_samples = num_samples
+
+    def add_span(self, lane: str, name: str, start: float, end: float) -> None:
+        """Report that ``lane`` did ``name`` from ``start`` to ``end`` (``time.monotonic()`` seconds)."""
+        self._writer.add_span(lane, name, start, end)
+
+    def report(self, finished: FinishedStep) -> None:
+        """Write the samples and metrics of one step, and print its line."""
+        records = sample_records(
+            finished.groups,
+            finished.advantages,
+            self._decode_tokens,
+            step=finished.step,
+            version=finished.version,
+            count=self._num_samples,
+        )
+        metrics = {"step": finished.step, "version": finished.version} | finished.metrics | reward_metrics(finished.groups)
+        self._writer.write_trajectories(records)
+        self._writer.write_step(metrics)
+        self._display.step(metrics)
