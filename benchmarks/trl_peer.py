@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the same model, data, group size and batch: the peer of ``bench_trl.py``, run in its own process.
+"""TRL's GRPOTrainer on the same model, data, group size and batch: the peer of ``bench_trl.py``, in its own process.
 
 Configured as TRL's documentation says for a CPU: ``use_cpu``, full precision, no gradient checkpointing, no reference
 model (``beta=0``), one optimiser step for each generated batch, all cores for every phase.

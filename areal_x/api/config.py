@@ -19,8 +19,8 @@ __all__ = [
     "ObserveConfig",
     "RewardConfig",
     "RolloutConfig",
-    "SamplingConfig",
     "SFTConfig",
+    "SamplingConfig",
     "TrainConfig",
     "WorkflowConfig",
 ]
@@ -29,9 +29,9 @@ __all__ = [
 @dataclass
 class DataConfig:
     path: str = "???"
-    """A JSON-lines, JSON, parquet or CSV file, a data set on the hub (``openai/gsm8k``), or ``arithmetic`` (made on the spot)."""
+    """A .jsonl, .json, .parquet or .csv file, a hub data set (``openai/gsm8k``), or ``arithmetic`` (made on demand)."""
     name: str | None = None
-    """Selects the built-in reward. Default: the hub's base name, or for a file called train, test or validation its folder's."""
+    """Selects the built-in reward. Default: the hub's base name, or for a file called train or test its folder's."""
     split: str = "train"
     """Split of a hub data set."""
     subset: str | None = None
@@ -41,7 +41,7 @@ class DataConfig:
     system_prompt: str | None = None
     """Put before text prompts as a system message; needs a chat template."""
     chat_template: bool = True
-    """Render text prompts as a user message through the tokenizer's chat template. False: the text itself is the prompt."""
+    """Render text prompts as a user message through the chat template. False: the text itself is the prompt."""
     eval_path: str | None = None
     """Held-out data. Default: ``test`` beside ``train`` (file or split) when it exists, else no evaluation."""
     limit: int | None = None
@@ -57,7 +57,7 @@ class ModelConfig:
     path: str | None = None
     """A directory in Hugging Face format or a hub name, trained as it is. None: ``init`` makes a new model."""
     init: dict[str, Any] | None = None
-    """Make a randomly initialised model: ``architecture`` (``qwen3``), sizes, and ``tokenizer`` (``characters`` or ``bpe``)."""
+    """Make a randomly initialised model: the arguments of ``areal-x init-model``."""
     dtype: str = "float32"
     """``float32``, ``bfloat16`` or ``float16``."""
     device: str = "auto"

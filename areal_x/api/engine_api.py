@@ -35,7 +35,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """A snapshot of an inference engine. ``version`` is the weights' version that the next token will be sampled from."""
+    """A snapshot of an inference engine. ``version``: of the weights that the next token will be sampled from."""
 
     alive: bool
     version: int
@@ -61,8 +61,8 @@ class InferenceEngine(ABC):
     async def agenerate_batch(self, requests: Sequence[ModelRequest]) -> list[ModelResponse | RequestError]:
         """Sample one ordered batch; results in input order, impossible requests as errors in their place.
 
-        Synchronous runs send their work this way. An engine that repeats bitwise overrides it, so that the composition of
-        every forward pass depends on the batch alone; by default the requests run concurrently.
+        Synchronous runs send their work this way. An engine that repeats bitwise overrides it, so that the composition
+        of every forward pass depends on the batch alone; by default the requests run concurrently.
         """
         results = await asyncio.gather(*map(self.agenerate, requests), return_exceptions=True)
         for result in results:
@@ -72,7 +72,7 @@ class InferenceEngine(ABC):
 
     @abstractmethod
     async def update_weights(self, version: int) -> None:
-        """Take the published weights of ``version``; return when every later token is sampled from them or newer ones."""
+        """Take the weights of ``version``; return when every later token is sampled from them or newer ones."""
 
     @abstractmethod
     async def pause(self) -> None:
@@ -102,7 +102,7 @@ class TrainEngine(ABC):
 
     @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:
-        """Log-probability of each token of ``batch`` given those before it, float32 [N]; 0 at each sequence's first token."""
+        """Log-probability of each token given those before it, float32 [N]; 0 at each sequence's first token."""
 
     @abstractmethod
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:

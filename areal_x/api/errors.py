@@ -15,7 +15,7 @@ __all__ = [
 
 
 class ArealXError(Exception):
-    """Base of every error that areal_x raises on purpose; the command line shows it as one line, without a traceback."""
+    """Base of every error that areal_x raises on purpose; the command line shows it as one line."""
 
 
 class ConfigError(ArealXError):

@@ -124,8 +124,8 @@ class ModelResponse:
 class Trajectory:
     """One sample as it will be trained: exact ids, the mask of sampled tokens, their log-probabilities and versions.
 
-    ``input_ids`` int32 [T]; ``loss_mask`` bool [T], true exactly at sampled tokens; ``logprobs`` float32 [T], zero where
-    the mask is false; ``version_spans`` index into 0..T. ``group_id`` and ``episode_id`` are set by the executor.
+    ``input_ids`` int32 [T]; ``loss_mask`` bool [T], true exactly at sampled tokens; ``logprobs`` float32 [T], zero
+    where the mask is false; ``version_spans`` index into 0..T. ``group_id`` and ``episode_id`` are set by the executor.
     """
 
     input_ids: IntArray
@@ -161,7 +161,7 @@ class Trajectory:
         """One trajectory of several turns, in which each turn's prompt begins with all ids that came before it.
 
         Raises:
-            ValueError: a turn's prompt does not begin with the turns before it, so its ids would not be what was sampled.
+            ValueError: a turn's prompt does not begin with the turns before it: its ids are not what was sampled.
         """
         last = responses[-1]
         length = len(last.input_ids) + len(last.output_ids)
@@ -176,7 +176,7 @@ class Trajectory:
                 np.array_equal(input_ids[:start], response.input_ids)
                 and np.array_equal(input_ids[start:end], response.output_ids)
             ):
-                raise ValueError(f"turn {turn + 1} is not a prefix of the last turn's tokens; append ids, do not encode again")
+                raise ValueError(f"turn {turn + 1} is no prefix of the last turn; append ids, do not encode again")
             loss_mask[start:end] = True
             logprobs[start:end] = response.logprobs
             spans.extend(VersionSpan(a + start, b + start, version) for a, b, version in response.version_spans)

@@ -35,7 +35,6 @@ def step_header(total_steps: int, parts: Sequence[str] = ()) -> str:
     cells = [f"{'step':>{2 * _step_digits(total_steps) + 1}}", f"{'version':>7}", f"{'reward':>7}"]
     cells += [_fit(part, _PART_WIDTH) for part in parts[:_MAX_PARTS]]
     cells += [
-        f"{'accuracy':>8}",
         f"{'loss':>9}",
         f"{'lag/max':>8}",
         f"{'masked':>7}",
@@ -49,24 +48,16 @@ def step_header(total_steps: int, parts: Sequence[str] = ()) -> str:
 def step_line(metrics: Mapping[str, Any], total_steps: int, parts: Sequence[str] = ()) -> str:
     """One step for people. A metric that the step does not have leaves its column blank.
 
-    Columns: step of all, version, mean reward, its first three ``parts``, held-out accuracy (mean over data sets),
-    loss, mean and greatest lag in versions, share of sampled tokens masked as over age, samples per second, fraction of
-    bound, seconds of the step.
+    Columns: step of all, version, mean reward, its first three ``parts``, loss, mean and greatest lag in versions,
+    share of sampled tokens masked as over age, samples per second, fraction of bound, seconds of the step.
     """
     digits = _step_digits(total_steps)
-    accuracies = [
-        value
-        for name, value in metrics.items()
-        if name.startswith("eval/") and name.endswith("/accuracy") and value is not None
-    ]
-    accuracy = sum(accuracies) / len(accuracies) if accuracies else None
     lag = lag_statistics(metrics)
     masked = _number(metrics.get("rollout/masked_token_share"))
     cells = [f"{int(metrics.get('step', 0)):>{digits}}/{total_steps:<{digits}}"]
     cells += [_fixed(metrics.get("version"), 7, 0), _fixed(metrics.get("reward/mean"), 7, 3)]
     cells += [_fixed(metrics.get(f"reward/{part}"), _PART_WIDTH, 3) for part in parts[:_MAX_PARTS]]
     cells += [
-        _fixed(accuracy, 8, 3),
         _fixed(metrics.get("train/loss"), 9, 4),
         " " * 8 if lag is None else _fit(f"{lag[0]:.1f}/{lag[1]}", 8),
         " " * 7 if masked is None else _fit(f"{masked:.1%}", 7),

@@ -44,8 +44,8 @@ def arithmetic_items(
         seed: which problems are drawn, and their order.
         reverse: answers with the last digit first, which a model that writes left to right learns sooner.
         zero_pad: small operands too, written with leading zeros: ``07+58=``.
-        careless_share: this share of the ``completion`` column, which a warm start learns from, was worked out by a teacher
-            who never carries (``07+58=`` gives 55). The ``answer`` column, which rewards compare with, is always right.
+        careless_share: this share of the ``completion`` column, which a warm start learns from, was worked out by a
+            teacher who never carries (``07+58=`` gives 55). The ``answer`` column, which rewards look at, is right.
         held_out_fraction: share of all problems that is never trained.
 
     Raises:

@@ -47,7 +47,7 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], dataset: str, num_aske
     if not scored:
         return metrics
     metrics[f"{prefix}/accuracy"] = float(np.mean([is_correct(trajectory) for trajectory in scored]))
-    metrics[f"{prefix}/reward"] = float(np.mean([trajectory.outcome.value for trajectory in scored if trajectory.outcome]))
+    metrics[f"{prefix}/reward"] = float(np.mean([t.outcome.value for t in scored if t.outcome is not None]))
     parts = {part for trajectory in scored if trajectory.outcome for part in trajectory.outcome.parts}
     for part in sorted(parts - {"accuracy"}):
         values = [t.outcome.parts[part] for t in scored if t.outcome is not None and part in t.outcome.parts]

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from areal_x.api.config import ExperimentConfig
 from areal_x.trainer.session import run_evaluation, run_supervised, run_training
 
@@ -35,6 +37,7 @@ def evaluate(config: ExperimentConfig) -> int:
 
 def _run(session: Coroutine[Any, Any, None]) -> int:
     """Run one session on a fresh event loop (uvloop where it is installed). SIGTERM ends it as Ctrl-C does."""
+    transformers_logging.disable_progress_bar()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_until_terminated(session))
@@ -61,7 +64,8 @@ def _print_waits() -> None:
 
 
 def _name_of(task: asyncio.Task[Any]) -> str:
-    return task.get_name() if not task.get_name().startswith("Task-") else getattr(task.get_coro(), "__qualname__", "task")
+    name = task.get_name()
+    return getattr(task.get_coro(), "__qualname__", name) if name.startswith("Task-") else name
 
 
 def _innermost_wait(task: asyncio.Task[Any]) -> str:

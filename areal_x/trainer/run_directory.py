@@ -21,7 +21,7 @@ def create_run_directory(config: ExperimentConfig) -> Path:
     wanted = config.run_dir
     if config.overwrite and wanted.exists():
         if any(wanted.iterdir()) and not (wanted / "config.yaml").exists():
-            raise ConfigError(f"overwrite=true, but {wanted} holds no earlier run (no config.yaml); choose another name")
+            raise ConfigError(f"overwrite=true, but {wanted} holds no run (no config.yaml); choose another name")
         shutil.rmtree(wanted)
     for number in range(1, MAX_NUMBERED_RUNS):
         directory = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")

@@ -13,7 +13,7 @@ __all__ = ["choose_rows", "sample_records"]
 
 
 def choose_rows(rewards: Sequence[float], count: int, seed: int) -> list[int]:
-    """Indices of the best, the worst and random samples, ``count`` in all (all of them if negative), without repeats."""
+    """Indices of the best, the worst and random samples, each once; ``count`` in all, or all if it is negative."""
     if count < 0 or count >= len(rewards):
         return list(range(len(rewards)))
     order = sorted(range(len(rewards)), key=rewards.__getitem__)

@@ -19,9 +19,9 @@ class BusyTotals:
 class StepClock:
     """Turns running totals into one step's figures.
 
-    The fraction of the bound is ``max(generation, training) / step``: no schedule can be quicker than its busiest role. Both
-    terms are what the roles took between the same two moments, so they contain what two busy processes cost each other;
-    the benchmark measures them alone.
+    The fraction of the bound is ``max(generation, training) / step``: no schedule can be quicker than its busiest role.
+    Both terms are what the roles took between the same two moments, so they contain what two busy processes cost each
+    other; the benchmark measures them alone.
     """
 
     def __init__(self, totals: BusyTotals) -> None:

@@ -16,7 +16,7 @@ __all__ = ["FinishedStep", "StepReporter"]
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
-    """A step that was trained on weights of ``version``. ``advantages`` are one for each sample, in the groups' order."""
+    """A step that was trained on weights of ``version``. ``advantages``: one for each sample, in the groups' order."""
 
     step: int
     version: int
@@ -59,7 +59,8 @@ class StepReporter:
             version=finished.version,
             count=self._num_samples,
         )
-        metrics = {"step": finished.step, "version": finished.version} | finished.metrics | reward_metrics(finished.groups)
+        metrics: dict[str, float] = {"step": finished.step, "version": finished.version}
+        metrics |= finished.metrics | reward_metrics(finished.groups)
         self._writer.write_trajectories(records)
         self._writer.write_step(metrics)
         self._display.step(metrics)

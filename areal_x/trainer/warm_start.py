@@ -78,7 +78,7 @@ def tokenize_examples(
     for number, item in enumerate(items):
         if not isinstance(completion := item.get(completion_key), str):
             raise DataError(
-                f"item {number} has no text in column {completion_key!r} (sft.completion_key); columns: {', '.join(item)}"
+                f"item {number} has no text in column {completion_key!r} (sft.completion_key); it has {', '.join(item)}"
             )
         prompt_ids = encode_prompt(item)
         if last_lines is not None:
