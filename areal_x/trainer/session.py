@@ -45,6 +45,12 @@ class Run:
     display: RunDisplay
 
 
+    def add_rollout_span(self, lane: str, start: float, end: float) -> None:
+        """Report what an episode did; the episode as a whole would only repeat its parts."""
+        if lane != "episode":
+            self.writer.add_span(lane, "", start, end)
+
+
 @asynccontextmanager
 async def open_run(config: ExperimentConfig, total_steps: int) -> AsyncIterator[Run]:
     """Read the data, make the directory, open the files; close them whatever happens."""
@@ -182,7 +188,7 @@ def make_executor(
         max_failure_rate=config.reward.max_failure_rate,
         failure_window=config.reward.failure_window,
         version=version,
-        on_span=lambda lane, start, end: run.writer.add_span(lane, "", start, end),
+        on_span=run.add_rollout_span,
     )
 
 
