@@ -4,7 +4,9 @@ What it does: a small Qwen3, made at random, learns to add two-digit numbers. Th
 the workflow asks once and scores the answer. Both are named in `own_reward.yaml`.
 
 Command:  cd examples && areal-x train ./own_reward.yaml
-Hardware: 2 CPU cores, no GPU, no network.
+Hardware: 2 CPU cores, no GPU, no network. At most 3 minutes.
+Curve:    the mean reward begins near 0.75, since most digits are right after the warm start, and ends above 0.95.
+Sample:   82+98= -> 081 (the last digit comes first), reward 1.0
 """
 
 from areal_x.api.records import ModelRequest, Trajectory

@@ -94,3 +94,18 @@ def test_every_shipped_config_and_reward_is_on_a_page() -> None:
     text = "".join((DOCS / "en" / page).read_text(encoding="utf-8") for page in PAGES)
     assert not [name for name in config_names() if f"--config-name {name}" not in text]
     assert not [entry.name for entry in list_rewards() if f"`{entry.name}`" not in text]
+
+
+def slugs(path: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#{1,4} (.+)$", BLOCK.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_into_a_page_find_their_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert anchor in slugs(page.parent / target if target else page), f"{target}#{anchor}"
