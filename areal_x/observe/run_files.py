@@ -59,10 +59,14 @@ class RunData:
         return [float(row[name]) for row in self.trained_steps if isinstance(row.get(name), int | float)]
 
     def steady_mean(self, name: str) -> float | None:
-        """Mean of a metric over the steady state: all steps but the first tenth, in which the pipeline fills."""
-        values = self.values(name)
-        values = values[min(len(values) - 1, -(-len(values) // 10)) :] if values else []
-        return sum(values) / len(values) if values else None
+        """Mean of a metric over the steady state: all steps but the first tenth, in which the pipeline fills.
+
+        Steps count by their ``perf/step_seconds``, so that the mean of a rate is the total over the total time.
+        """
+        rows = [row for row in self.trained_steps if isinstance(row.get(name), int | float)]
+        rows = rows[min(len(rows) - 1, -(-len(rows) // 10)) :] if rows else []
+        weights = [float(row.get("perf/step_seconds") or 1.0) for row in rows]
+        return sum(float(row[name]) * w for row, w in zip(rows, weights, strict=True)) / sum(weights) if rows else None
 
     def lag_counts(self) -> dict[int, int]:
         """Trained tokens by lag in versions, summed over the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.trainer.batch import reward_metrics
+from areal_x.trainer.rollout_metrics import FAILED_SCORES
 from areal_x.trainer.sample_records import sample_records
 
 __all__ = ["FinishedStep", "StepReporter"]
@@ -44,6 +46,7 @@ class StepReporter:
         self._display = display
         self._decode_tokens = decode_tokens
         self._num_samples = num_samples
+        self._totals: dict[str, float] = {}
 
     def add_span(self, lane: str, name: str, start: float, end: float) -> None:
         """Report that ``lane`` did ``name`` from ``start`` to ``end`` (``time.monotonic()`` seconds)."""
@@ -60,7 +63,25 @@ class StepReporter:
             count=self._num_samples,
         )
         metrics: dict[str, float] = {"step": finished.step, "version": finished.version}
-        metrics |= finished.metrics | reward_metrics(finished.groups)
+        metrics |= finished.metrics | reward_metrics(finished.groups) | self._outcomes(finished)
         self._writer.write_trajectories(records)
         self._writer.write_step(metrics)
         self._display.step(metrics)
+
+    def _outcomes(self, finished: FinishedStep) -> dict[str, float]:
+        """How the scores of this step ended, as ``outcome/<status>`` and ``outcome/<status>/<reason>`` counts.
+
+        Failed scores are no longer in the groups: they come from the executor's running totals.
+        """
+        counts: Counter[str] = Counter()
+        for group in finished.groups:
+            for trajectory in group.trajectories:
+                if (outcome := trajectory.outcome) is not None and outcome.status == "ok":
+                    counts["outcome/ok"] += 1
+                    if reason := outcome.metadata.get("reason"):
+                        counts[f"outcome/ok/{reason}"] += 1
+        for name, total in finished.metrics.items():
+            if name.startswith(FAILED_SCORES):
+                counts[f"outcome/{name.removeprefix(FAILED_SCORES)}"] += int(total - self._totals.get(name, 0.0))
+                self._totals[name] = total
+        return {name: float(count) for name, count in counts.items()}
