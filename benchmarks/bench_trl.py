@@ -90,7 +90,7 @@ def common_overrides(data: Path) -> list[str]:
         "data.kwargs={}",
         "data.chat_template=false",
         "reward.fn=arithmetic",
-        "evaluation.limit=0",
+        "evaluation.every_steps=0",
         "observe.report=false",
         "observe.progress=false",
         "observe.trajectories_per_step=0",
