@@ -30,6 +30,7 @@ from areal_x.api.errors import (
     EngineDiedError,
     EngineError,
     FailureBudgetError,
+    MissingExtraError,
     PromptTooLongError,
     RequestError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "FailureBudgetError",
     "Generator",
     "InferenceEngine",
+    "MissingExtraError",
     "ModelConfig",
     "ModelRequest",
     "ModelResponse",

@@ -9,6 +9,7 @@ __all__ = [
     "EngineDiedError",
     "EngineError",
     "FailureBudgetError",
+    "MissingExtraError",
     "PromptTooLongError",
     "RequestError",
 ]
@@ -44,6 +45,10 @@ class RequestError(EngineError):
 
 class PromptTooLongError(RequestError):
     """A prompt leaves no room for a completion. The episode is rejected and counted, never truncated silently."""
+
+
+class MissingExtraError(ArealXError, ImportError):
+    """Something was asked for whose optional package is not installed; the message names the extra."""
 
 
 class FailureBudgetError(ArealXError):

@@ -36,7 +36,7 @@ class RunWriter:
 
     Raises:
         RunWriteError: a file cannot be written.
-        ImportError: a sink was asked for whose extra is not installed.
+        MissingExtraError: a sink was asked for whose extra is not installed.
     """
 
     def __init__(self, run_dir: Path, config_yaml: str, observe: ObserveConfig, run_name: str) -> None:

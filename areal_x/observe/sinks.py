@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from areal_x.api.errors import MissingExtraError
+
 __all__ = ["MetricSink", "TensorBoardSink", "WandbSink"]
 
 
@@ -22,7 +24,7 @@ class TensorBoardSink:
     """Writes event files into ``<run>/tensorboard``, without loading torch.
 
     Raises:
-        ImportError: the extra is not installed.
+        MissingExtraError: the extra is not installed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -35,7 +37,7 @@ class TensorBoardSink:
                 EventFileWriter,
             )
         except ImportError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 "observe.tensorboard=true needs TensorBoard: pip install 'areal-x[tensorboard]'"
             ) from error
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
@@ -54,14 +56,14 @@ class WandbSink:
     """Logs to a Weights & Biases run. ``config`` must be free of secrets.
 
     Raises:
-        ImportError: the extra is not installed.
+        MissingExtraError: the extra is not installed.
     """
 
     def __init__(self, project: str, name: str, directory: Path, config: Any) -> None:
         try:
             import wandb  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise ImportError("observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'") from error
+            raise MissingExtraError("observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'") from error
         self._run = wandb.init(project=project, name=name, dir=str(directory), config=config)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
