@@ -63,7 +63,9 @@ class WandbSink:
         try:
             import wandb  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise MissingExtraError("observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'") from error
+            raise MissingExtraError(
+                "observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'"
+            ) from error
         self._run = wandb.init(project=project, name=name, dir=str(directory), config=config)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
