@@ -109,3 +109,18 @@ def test_links_into_a_page_find_their_heading(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert anchor in slugs(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+METRIC = re.compile(r"`((?:reward|eval|staleness|rollout|episodes|outcome|reward_outcomes|outcomes|train|perf)/[\w/<>.]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_metrics_on_a_page_are_written_somewhere(page: str) -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "areal_x").rglob("*.py"))
+    text = (DOCS / "en" / page).read_text(encoding="utf-8")
+    assert set(METRIC.findall(text)) == set(METRIC.findall((DOCS / "zh" / page).read_text(encoding="utf-8")))
+    for name in METRIC.findall(text):
+        prefix, _, last = name.partition("<")[0].rstrip(".").rpartition("/")
+        # Written out, or made of a family (`train/{name}`) and a last part that is written out.
+        is_of_a_family = f"{prefix}/{{" in source and (not last or f'"{last}"' in source)
+        assert f'"{name}"' in source or is_of_a_family, name
