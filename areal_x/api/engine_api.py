@@ -101,6 +101,18 @@ class TrainEngine(ABC):
         """One optimiser step (or several mini-batches) on ``batch``; returns its metrics."""
 
     @abstractmethod
+    def accumulate(self, part: TrainBatch) -> None:
+        """Add the gradients of one part of a step; how a step is cut into parts does not change what is learned."""
+
+    @abstractmethod
+    def apply(self) -> dict[str, float]:
+        """One optimiser step on all parts since the last one; returns the metrics of ``train_step`` on them together."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the parts since the last step."""
+
+    @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:
         """Log-probability of each token given those before it, float32 [N]; 0 at each sequence's first token."""
 

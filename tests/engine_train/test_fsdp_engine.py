@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -67,6 +68,72 @@ def test_metrics_do_not_depend_on_micro_batches(make_model, make_batch) -> None:
     assert small["train/num_micro_batches"] > large["train/num_micro_batches"] == 1
     for name in small.keys() - {"train/num_micro_batches", "train/seconds", "train/computed_tokens"}:
         assert small[name] == pytest.approx(large[name], rel=2e-4, abs=1e-6), name
+
+
+def gradients(engine: FSDPEngine) -> torch.Tensor:
+    return torch.cat(
+        [parameter.grad.flatten() for parameter in engine.model.parameters() if parameter.grad is not None]
+    )
+
+
+def cut(batch: TrainBatch, bounds: list[int]) -> list[TrainBatch]:
+    """Parts of a batch, cut at these sequences."""
+    parts = []
+    for first, last in itertools.pairwise([0, *bounds, len(batch)]):
+        tokens = slice(batch.offsets[first], batch.offsets[last])
+        values = (batch.input_ids, batch.loss_mask, batch.logprobs, batch.advantages)
+        parts.append(
+            TrainBatch(*(value[tokens] for value in values), batch.lengths[first:last], batch.group_ids[first:last])
+        )
+    return parts
+
+
+@pytest.mark.parametrize("bounds", [[5], [1, 2, 9], list(range(1, 12))])
+def test_a_step_in_parts_is_the_whole_step(make_model, make_batch, bounds: list[int]) -> None:
+    path, batch = make_model(), make_batch([4, 4, 4])
+    whole, parted = (make_engine(path, AlgorithmConfig(kl_coefficient=0.1)) for _ in range(2))
+    batch.loss_mask[: batch.offsets[1]] = False  # the first part of one cut has nothing to train
+    whole.accumulate(batch)
+    for part in cut(batch, bounds):
+        parted.accumulate(part)
+    expected, got = gradients(whole).double(), gradients(parted).double()
+    assert ((got - expected).norm() / expected.norm()).item() <= 1e-6
+    metrics = parted.apply()
+    for name, value in whole.apply().items():
+        if name not in {"train/seconds", "train/num_micro_batches", "train/computed_tokens"}:
+            assert metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert metrics["train/ratio_mean"] == 1.0
+    torch.testing.assert_close(weights(parted), weights(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_a_forgotten_or_broken_part_leaves_no_gradient(make_model, make_batch) -> None:
+    path, batch = make_model(), make_batch([4, 4])
+    fresh, used = make_engine(path), make_engine(path)
+    used.accumulate(make_batch([4], seed=1))
+    used.discard()
+    assert all(parameter.grad is None for parameter in used.model.parameters())
+    used.accumulate(make_batch([4], seed=1))
+    broken = make_batch([2], seed=2)
+    broken.input_ids[0] = 1000
+    with pytest.raises(EngineError):
+        used.accumulate(broken)
+    assert all(parameter.grad is None for parameter in used.model.parameters())
+    used.accumulate(make_batch([4], seed=1))
+    metrics, expected = used.train_step(batch), fresh.train_step(batch)  # a whole step begins anew
+    assert metrics["train/trained_tokens"] == expected["train/trained_tokens"]
+    assert torch.equal(weights(used), weights(fresh))
+
+
+def test_one_bad_part_skips_the_whole_step(make_model, make_batch) -> None:
+    engine, batch = make_engine(make_model()), make_batch([3, 3])
+    before = weights(engine)
+    good, bad = cut(batch, [3])
+    bad.advantages[:] = 3e38  # the loss overflows
+    engine.accumulate(good)
+    engine.accumulate(bad)
+    assert engine.apply()["train/skipped_steps"] == 1
+    assert engine.apply()["train/skipped_steps"] == 1  # nothing was accumulated
+    assert torch.equal(weights(engine), before)
 
 
 def test_two_trainings_are_bitwise_equal(make_model, make_batch) -> None:

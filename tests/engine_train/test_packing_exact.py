@@ -43,13 +43,15 @@ def plain_loss(model: torch.nn.Module, batch: TrainBatch, rows: list[list[int]])
 
 
 def packed_loss(engine: FSDPEngine, batch: TrainBatch) -> float:
-    """The engine's loss; gradients are left in the parameters."""
-    plan = engine._plan(batch, batch.loss_mask)
-    num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
-    assert num_tokens == batch.loss_mask.sum()
-    tensors = {"behaviour": engine._on_device(batch.logprobs), "advantages": engine._on_device(batch.advantages)}
-    sums, _ = engine._accumulate_gradients(plan, tensors, num_tokens)
-    return sums[0].item() / num_tokens
+    """The engine's loss; gradients are left in the parameters, divided by the tokens as a step divides them."""
+    engine.discard()
+    engine.accumulate(batch)
+    totals = engine._totals
+    assert totals is not None and totals.update_tokens == batch.loss_mask.sum()
+    for parameter in engine.model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.div_(totals.update_tokens)
+    return totals.update_loss.item() / totals.update_tokens
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """The train engine. ::
 
-    TrainBatch -> plan_micro_batches -> for each: packed forward -> chunked log-probabilities -> policy_loss -> backward
-               -> clip gradients -> optimiser step (skipped when not finite) -> metrics, read from the device once
+    accumulate: TrainBatch -> plan_micro_batches -> each: packed forward -> log-probabilities -> policy_loss -> backward
+    apply:      divide by the token count -> clip gradients -> optimiser step (skipped when not finite) -> metrics
 
-Losses and metrics are token sums over the token count of the whole batch, so neither depends on how it was cut.
+Losses and metrics are token sums over the token count of the whole step, so neither depends on how it was cut.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.logprob import chunked_logprobs
-from areal_x.engine.train.loss import POLICY_MAXIMA, POLICY_SUMS, policy_loss
+from areal_x.engine.train.loss import policy_loss
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
 from areal_x.engine.train.policy import embedding_rows, load_policy, output_head, packed_hidden_states
 from areal_x.engine.train.schedule import scheduled_learning_rate
+from areal_x.engine.train.step_totals import StepTotals
 
 __all__ = ["FSDPEngine"]
 
@@ -72,6 +73,7 @@ class FSDPEngine(TrainEngine):
         if algorithm.kl_coefficient:
             self.reference = load_policy(reference_path or model_path, model)
             self.reference.requires_grad_(False)
+        self._totals: StepTotals | None = None
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
 
@@ -87,6 +89,7 @@ class FSDPEngine(TrainEngine):
         ]
         first, second = self._train.betas
         self._optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(first, second), fused=True)
+        self.discard()
 
     @property
     def learning_rate(self) -> float:
@@ -110,48 +113,56 @@ class FSDPEngine(TrainEngine):
         Raises:
             EngineError: the batch contradicts itself or holds an id outside the vocabulary.
         """
+        self.discard()
+        mini_batches = self._mini_batches(batch)
+        if len(mini_batches) < 2:
+            self.accumulate(batch)
+            return self.apply()
         started = time.perf_counter()
         self._check(batch)
-        tensors = {"behaviour": self._on_device(batch.logprobs), "advantages": self._on_device(batch.advantages)}
-        mini_batches = self._mini_batches(batch)
-        if len(mini_batches) > 1:
-            tensors["proximal"] = self._on_device(self._logprobs(batch, batch.loss_mask))
+        tensors = self._loss_inputs(batch)
+        tensors["proximal"] = self._on_device(self._logprobs(batch, batch.loss_mask))
+        totals = StepTotals(self.device)
         learning_rate = self._begin_step()
-        totals = torch.zeros(len(POLICY_SUMS), dtype=torch.float64, device=self.device)
-        maxima = torch.zeros(len(POLICY_MAXIMA), dtype=torch.float64, device=self.device)
-        grad_norms: list[float] = []
-        num_rows = num_micro_batches = num_skipped = 0
         for sequences in mini_batches:
-            plan = self._plan(batch, batch.loss_mask, sequences)
-            num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
-            if not num_tokens:
-                num_skipped += 1
-                continue
-            sums, batch_maxima = self._accumulate_gradients(plan, tensors, num_tokens)
-            num_rows += sum(micro_batch.num_rows for micro_batch in plan)
-            num_micro_batches += len(plan)
-            maxima = torch.maximum(maxima, batch_maxima)
-            grad_norm, applied = self._apply_gradients(sums[0])
-            totals += sums
-            if applied:
-                grad_norms.append(grad_norm)
-            else:
-                num_skipped += 1
-        num_trained = int(np.count_nonzero(batch.loss_mask))
-        values = (totals / max(1, num_trained)).tolist() + maxima.tolist()
-        metrics = dict(zip([*POLICY_SUMS, *POLICY_MAXIMA], values, strict=True)) if num_trained else {}
-        metrics |= {
-            "skipped_steps": num_skipped,
-            "trained_tokens": num_trained,
-            "batch_tokens": len(batch.input_ids),
-            "computed_tokens": num_rows,
-            "num_micro_batches": num_micro_batches,
-            "learning_rate": learning_rate,
-            "seconds": time.perf_counter() - started,
-        }
-        if grad_norms:
-            metrics["grad_norm"] = sum(grad_norms) / len(grad_norms)
-        return {f"train/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
+            self._accumulate_part(totals, self._plan(batch, batch.loss_mask, sequences), tensors)
+            self._apply_totals(totals)
+        totals.num_batch_tokens = len(batch.input_ids)
+        totals.seconds = time.perf_counter() - started
+        return totals.metrics(learning_rate)
+
+    def accumulate(self, part: TrainBatch) -> None:
+        """See ``TrainEngine.accumulate``. A part that cannot be computed leaves no gradients behind.
+
+        Raises:
+            EngineError: the part contradicts itself or holds an id outside the vocabulary.
+        """
+        started = time.perf_counter()
+        totals = self._totals or StepTotals(self.device)
+        try:
+            self._check(part)
+            self._accumulate_part(totals, self._plan(part, part.loss_mask), self._loss_inputs(part))
+        except BaseException:
+            self.discard()
+            raise
+        totals.num_batch_tokens += len(part.input_ids)
+        totals.seconds += time.perf_counter() - started
+        self._totals = totals
+
+    def apply(self) -> dict[str, float]:
+        """See ``TrainEngine.apply``; metrics and skipped steps as in ``train_step``."""
+        started = time.perf_counter()
+        totals = self._totals or StepTotals(self.device)
+        learning_rate = self._begin_step()
+        self._apply_totals(totals)
+        self._totals = None
+        totals.seconds += time.perf_counter() - started
+        return totals.metrics(learning_rate)
+
+    def discard(self) -> None:
+        """See ``TrainEngine.discard``."""
+        self._totals = None
+        self._optimizer.zero_grad(set_to_none=True)
 
     def sft_step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser step on the mean negative log-likelihood of the masked tokens, at temperature 1.
@@ -160,6 +171,7 @@ class FSDPEngine(TrainEngine):
         """
         started = time.perf_counter()
         self._check(batch)
+        self.discard()
         learning_rate = self._begin_step()
         plan = self._plan(batch, batch.loss_mask)
         num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
@@ -254,12 +266,12 @@ class FSDPEngine(TrainEngine):
             chunk_tokens=self._train.logprob_chunk_tokens,
         )
 
-    def _accumulate_gradients(
-        self, plan: list[MicroBatch], tensors: dict[str, torch.Tensor], num_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward of every micro-batch; returns metric sums and maxima, float64, still on the device."""
-        sums = torch.zeros(len(POLICY_SUMS), dtype=torch.float64, device=self.device)
-        maxima = torch.zeros(len(POLICY_MAXIMA), dtype=torch.float64, device=self.device)
+    def _loss_inputs(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
+        """Arguments of the loss by name, one value for each token of the batch."""
+        return {"behaviour": self._on_device(batch.logprobs), "advantages": self._on_device(batch.advantages)}
+
+    def _accumulate_part(self, totals: StepTotals, plan: list[MicroBatch], tensors: dict[str, torch.Tensor]) -> None:
+        """Forward and backward of every micro-batch: gradients of token sums, not yet divided by any count."""
         for micro_batch in plan:
             reference = None
             if self.reference is not None:
@@ -269,15 +281,27 @@ class FSDPEngine(TrainEngine):
             terms = policy_loss(
                 logprobs,
                 algorithm=self._algorithm,
-                num_global_tokens=num_tokens,
+                num_global_tokens=1.0,
                 reference=reference,
                 entropy=entropy,
                 **{name: values.index_select(0, micro_batch.positions) for name, values in tensors.items()},
             )
             terms.loss.backward()
-            sums += terms.sums
-            maxima = torch.maximum(maxima, terms.maxima)
-        return sums, maxima
+            totals.add(terms.sums, terms.maxima)
+            totals.num_trained_tokens += len(micro_batch.targets)
+            totals.update_tokens += len(micro_batch.targets)
+            totals.num_computed_tokens += micro_batch.num_rows
+        totals.num_micro_batches += len(plan)
+
+    def _apply_totals(self, totals: StepTotals) -> None:
+        """Divide the gradients by the trained tokens of the update, which only now are known, and step."""
+        if not totals.update_tokens:
+            totals.close_update(0.0, False)
+            return
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(totals.update_tokens)
+        totals.close_update(*self._apply_gradients(totals.update_loss))
 
     def _apply_gradients(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Clip, and step unless loss or gradient is not finite; returns the norm before clipping and if it stepped."""
