@@ -23,6 +23,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError
 from areal_x.launch.compose_errors import explain
 from areal_x.launch.config_files import config_groups, configs_dir, find_config
+from areal_x.launch.option_owners import drop_inherited_options
 from areal_x.launch.schema import check_key, check_yaml_keys, free_form_root
 
 __all__ = ["ConfigSource", "compose_config", "compose_tree", "expand_sweep", "parse_override", "to_yaml"]
@@ -138,7 +139,7 @@ def _split_overrides(overrides: Sequence[str], groups: frozenset[str]) -> tuple[
         check_key(key, f"{text}: ", groups)
         if override.is_delete() and key not in groups:
             raise ConfigError(f"{text}: a key cannot be removed; give it another value")
-        if free_form_root(key) is not None:
+        if free_form_root(f"{key}.x") is not None:
             free_form.append(override)
         else:
             for_hydra.append(override.input_line or text)
@@ -174,8 +175,12 @@ def compose_tree(source: ConfigSource, overrides: Sequence[str] = ()) -> DictCon
     except _COMPOSITION_ERRORS as error:
         raise explain(error, source.path) from error
     OmegaConf.set_struct(tree, False)
-    for override in free_form:
-        _apply_free_form(tree, override)
+    drop_inherited_options(tree, source.path, [parse_override(text).key_or_group for text in for_hydra])
+    try:
+        for override in free_form:
+            _apply_free_form(tree, override)
+    except _COMPOSITION_ERRORS as error:
+        raise explain(error, source.path) from error
     return tree
 
 
@@ -199,11 +204,11 @@ def _compose_once(folder: Path, overrides: list[str]) -> DictConfig:
 
 
 def _apply_free_form(tree: DictConfig, override: Override) -> None:
-    root = free_form_root(override.key_or_group)
-    assert root is not None
-    if OmegaConf.select(tree, root) is None:
+    key = override.key_or_group
+    root = free_form_root(key)
+    if root is not None and OmegaConf.select(tree, root) is None:
         OmegaConf.update(tree, root, {}, merge=False)
-    OmegaConf.update(tree, override.key_or_group, override.value(), merge=False, force_add=True)
+    OmegaConf.update(tree, key, override.value(), merge=False, force_add=True)
 
 
 def compose_config(source: ConfigSource, overrides: Sequence[str] = ()) -> ExperimentConfig:

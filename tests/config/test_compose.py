@@ -208,3 +208,15 @@ def test_every_key_of_the_schema_can_be_overridden_by_its_own_value() -> None:
     overrides = [f"{key}={value}" for key, value in values.items() if isinstance(value, int | float | bool)]
     assert len(overrides) > 40
     assert compose_config(QUICKSTART, overrides) == config
+
+
+def test_options_belong_to_what_they_are_options_of(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("defaults: [quickstart, _self_]\nreward: {fn: arithmetic}\ndata: {path: t.jsonl, kwargs: {a: 1}}\n")
+    own = compose_config(ConfigSource.file(file), ["data.kwargs.b=2"])
+    assert own.data.kwargs == {"a": 1, "b": 2}
+    gsm8k = ConfigSource.named("gsm8k")
+    assert set(compose_config(gsm8k, ["data.path=x"]).reward.kwargs) == {"parts"}
+    assert compose_config(gsm8k, ["data.path=x", "reward.fn=gsm8k"]).reward.kwargs == {}
+    replaced = compose_config(gsm8k, ["data.path=x", "reward.kwargs={parts: {format: 1.0}}"])
+    assert replaced.reward.kwargs == {"parts": {"format": 1.0}}
