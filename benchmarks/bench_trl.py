@@ -184,7 +184,14 @@ def compare(case: Case, folder: Path, model: Path, data: Path, steps: int, round
         f"two-core bound {bound:7.0f}, reached {speed / bound:.2f}  "
         f"tokens {ours[0]['completion_tokens']:.1f} / {theirs[0]['completion_tokens']:.1f}  {'PASS' if passed else 'FAIL'}"
     )
-    return {"case": case.name, "ours": ours, "trl": theirs, "ratio": speed / peer, "of_bound": speed / bound, "pass": passed}
+    return {
+        "case": case.name,
+        "ours": ours,
+        "trl": theirs,
+        "ratio": speed / peer,
+        "of_bound": speed / bound,
+        "pass": passed,
+    }
 
 
 def main() -> int:
@@ -204,10 +211,13 @@ def main() -> int:
         for number in range(arguments.rounds):
             (folder / f"round-{number}").mkdir()
         files = write_data(folder)
-        models = {name: fine_tune(folder, name, file, steps=250) for name, file in files.items()}
-        for case in CASES:
-            if arguments.case in (None, case.name):
-                results.append(compare(case, folder, models[case.data], files[case.data], arguments.steps, arguments.rounds))
+        cases = [case for case in CASES if arguments.case in (None, case.name)]
+        needed = {case.data for case in cases}
+        models = {name: fine_tune(folder, name, file, steps=250) for name, file in files.items() if name in needed}
+        for case in cases:
+            results.append(
+                compare(case, folder, models[case.data], files[case.data], arguments.steps, arguments.rounds)
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(results), encoding="utf-8")
     return 0 if all(result["pass"] for result in results) else 1

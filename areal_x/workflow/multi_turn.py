@@ -78,7 +78,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
                     raise
                 break
             responses.append(response)
-            completion = self.tokenizer.decode(response.output_ids, skip_special_tokens=True)
+            completion = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
             outcome = await self._score(text, completion, response, columns)
             if len(responses) == self.max_turns or outcome.value is None or outcome.value > self.success_above:
                 break

@@ -48,7 +48,7 @@ class RLVRWorkflow(RolloutWorkflow):
         """Sample and score one completion. What the engine aborted is never scored."""
         prompt = self.renderer.render(data)
         response = await engine.agenerate(ModelRequest(prompt.ids, self.sampling))
-        text = self.tokenizer.decode(response.output_ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
         if response.stop_reason == "abort":
             outcome = RewardOutcome("not_applicable", metadata={"reason": "aborted"})
         else:
