@@ -49,9 +49,7 @@ soak: $(STAMPS)/dev ## the long proofs
 	$(BIN)/python -m pytest -m soak
 
 bench: $(STAMPS)/bench ## all benchmarks; each prints its figure, the bound and the baseline
-	@status=0; for script in benchmarks/bench_*.py; do \
-		echo "== $$script"; $(BIN)/python $$script || status=1; \
-	done; exit $$status
+	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment, caches and builds; runs are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

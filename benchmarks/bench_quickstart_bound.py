@@ -10,6 +10,10 @@ records the batches that they trained. Then, with nothing else running:
   takes new weights as often;
 * ``rewards``: seconds of the reward function itself over the pool's processes.
 
+Not part of the bound, but printed beside it: the event loop's CPU time for each step of the run (workflows, executor,
+reward calls, reports), and the step of the same loop with a trainer that does nothing, which is generation with
+everything that feeds it.
+
 The bound is the largest of the three, for the same steps: no schedule can be quicker than its busiest role, and
 ``F = bound / step``. Two busy processes slow each other down (caches, memory, clocks), so the reachable part of the
 bound is measured, too: another process generates the same requests without a pause while this one trains; the ceiling
@@ -29,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +49,7 @@ from areal_x.api.records import ModelRequest, SamplingParams, TrainBatch, Trajec
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.weights import SharedMemorySync
 from areal_x.launch.compose import ConfigSource, compose_config
+from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer import roles, session
 from areal_x.trainer.batch import build_batch
 from areal_x.trainer.step_report import FinishedStep, StepReporter
@@ -62,6 +68,8 @@ class Recorded:
     seconds: list[float] = field(default_factory=list)
     trained_seconds: list[float] = field(default_factory=list)
     generated_seconds: list[float] = field(default_factory=list)
+    loop_cpu_seconds: list[float] = field(default_factory=list)
+    """CPU time of the event loop's thread."""
 
     def reward_seconds(self, step: int) -> float:
         """Time inside the reward function for the samples of one step."""
@@ -77,18 +85,53 @@ class Recorded:
         ]
 
 
+class NoTraining:
+    """A train engine that takes no time."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def accumulate(self, batch: TrainBatch) -> None:
+        """Drop the batch."""
+
+    def apply(self) -> dict[str, float]:
+        """Change nothing."""
+        return {}
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """Change nothing."""
+        return {}
+
+
+class StepTimes:
+    """A reporter that keeps step times and shows nothing."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def add_span(self, lane: str, name: str, start: float, end: float) -> None:
+        """Spans are not kept."""
+
+    def report(self, finished: FinishedStep) -> None:
+        """Keep the time."""
+        self.seconds.append(finished.metrics["perf/step_seconds"])
+
+
 class RecordingReporter(StepReporter):
     """Reports as every run does, and keeps what the steps after the first ``skip`` ones did."""
 
     def __init__(self, recorded: Recorded, skip: int, *args: Any) -> None:
         super().__init__(*args)
         self.recorded, self.skip = recorded, skip
+        self.loop_cpu = time.thread_time()
 
     def report(self, finished: FinishedStep) -> None:
+        before, self.loop_cpu = self.loop_cpu, time.thread_time()
         if finished.step > self.skip:
             self.recorded.groups.append(finished.groups)
             self.recorded.seconds.append(finished.metrics["perf/step_seconds"])
             self.recorded.trained_seconds.append(finished.metrics["perf/train_seconds"])
+            self.recorded.loop_cpu_seconds.append(self.loop_cpu - before)
             self.recorded.generated_seconds.append(finished.metrics["perf/generation_seconds"])
         super().report(finished)
 
@@ -118,6 +161,7 @@ class Parts:
     engine: InferenceEngine
     weight_sync: SharedMemorySync
     recorded: Recorded
+    make_trainer: Callable[[Any, Any], tuple[Trainer, RolloutExecutor]]
 
 
 async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> Parts:
@@ -137,23 +181,27 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     train = config.train
     train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
     await publish(train_engine, weight_sync)
-    executor = session.make_executor(run, tokenizer, reward, engine, train_engine.version)
+
+    def make_trainer(trained: Any, reporter: Any) -> tuple[Trainer, RolloutExecutor]:
+        executor = session.make_executor(run, tokenizer, reward, engine, trained.version)
+        trainer = Trainer(
+            config,
+            executor=executor,
+            engine=engine,
+            train_engine=trained,
+            weight_sync=weight_sync,
+            thread=thread,
+            reporter=reporter,
+            evaluate=session.make_evaluator(run, tokenizer, reward, engine).evaluate,
+        )
+        return trainer, executor
+
     recorded = Recorded()
-    trainer = Trainer(
-        config,
-        executor=executor,
-        engine=engine,
-        train_engine=train_engine,
-        weight_sync=weight_sync,
-        thread=thread,
-        reporter=RecordingReporter(
-            recorded, skip, run.writer, run.display, roles.token_texts(tokenizer), config.observe.trajectories_per_step
-        ),
-        evaluate=session.make_evaluator(run, tokenizer, reward, engine).evaluate,
-    )
-    await session.train_while_rolling_out(trainer, executor)
+    texts = roles.token_texts(tokenizer)
+    reporter = RecordingReporter(recorded, skip, run.writer, run.display, texts, config.observe.trajectories_per_step)
+    await session.train_while_rolling_out(*make_trainer(train_engine, reporter))
     session.save_policy(run, train_engine, tokenizer)
-    return Parts(config, thread, train_engine, engine, weight_sync, recorded)
+    return Parts(config, thread, train_engine, engine, weight_sync, recorded, make_trainer)
 
 
 async def publish(train_engine: FSDPEngine, weight_sync: SharedMemorySync) -> None:
@@ -204,6 +252,15 @@ async def generate_alone(parts: Parts) -> list[float]:
         await publish(parts.train_engine, parts.weight_sync)
         updates.append(parts.engine.last_update.blocked_seconds)  # type: ignore[attr-defined]
     return [busy + statistics.median(updates)] * len(steps)
+
+
+async def rollouts_alone(parts: Parts) -> float:
+    """Seconds of a step of the whole loop with a trainer that does nothing."""
+    times = StepTimes()
+    idle = NoTraining(parts.train_engine.version)
+    await session.train_while_rolling_out(*parts.make_trainer(idle, times))
+    parts.train_engine.version = idle.version
+    return statistics.mean(times.seconds[WINDOW:])
 
 
 async def side_by_side(parts: Parts, model: Path, folder: Path) -> tuple[list[float], float]:
@@ -283,6 +340,7 @@ async def measure(steps: int, rounds: int, warm_steps: int, skip: int) -> dict[s
         config = make_config(folder / "runs", steps, warm_steps)
         async with session.open_run(config, steps) as run, AsyncExitStack() as stack:
             parts = await run_quickstart(run, stack, skip)
+            rollouts = await rollouts_alone(parts)
             for _ in range(rounds):
                 trains.append(await train_alone(parts))
                 generations.append(await generate_alone(parts))
@@ -314,6 +372,8 @@ async def measure(steps: int, rounds: int, warm_steps: int, skip: int) -> dict[s
         "rewards_ms": statistics.mean(rewards) * 1e3,
         "train_in_run_ms": statistics.mean(recorded.trained_seconds) * 1e3,
         "generation_in_run_ms": statistics.mean(recorded.generated_seconds) * 1e3,
+        "rollouts_ms": rollouts * 1e3,
+        "loop_cpu_ms": statistics.mean(recorded.loop_cpu_seconds) * 1e3,
         "samples_per_second": config.train.batch_size / statistics.mean(recorded.seconds),
         "busiest": "train" if trainer_is_busiest else "generation",
         "fractions_by_window": fractions,
@@ -333,6 +393,8 @@ def report(figures: dict[str, Any]) -> None:
     for name in ("train", "generation", "rewards"):
         inside = f"   (in the run {figures[f'{name}_in_run_ms']:.1f} ms)" if f"{name}_in_run_ms" in figures else ""
         print(f"  {name + ' alone':<30} {figures[f'{name}_ms']:7.1f} ms{inside}")
+    print(f"  event loop's CPU, in the run   {figures['loop_cpu_ms']:7.1f} ms")
+    print(f"  step without training          {figures['rollouts_ms']:7.1f} ms   (generation and all that feeds it)")
     windows = " ".join(f"{value:.2f}" for value in figures["fractions_by_window"])
     print(f"  fraction of bound F            {figures['fraction_of_bound']:7.3f}   by window: {windows}")
     print(

@@ -8,8 +8,8 @@ Needs the extra ``areal-x[bench]``. Three cases:
 * ``ragged``: completions of 8 to 128 tokens; the prompt asks for the length (a countdown, which the model has learnt);
 * ``slow``: the arithmetic task with a reward whose every sample awaits one second.
 
-The figure is samples per second: samples of a step over the median wall-clock time of a step, the first steps left out on both
-sides. The two-core bound is samples over ``max(generation, training)``, each as the run itself measured it.
+The figure is samples per second: samples of a step over the wall-clock time of a step, the first steps left out on
+both sides. The two-core bound is samples over ``max(generation, training)``, each as the run itself measured it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GROUP_SIZE = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``asked`` is the least speed-up; ``asked_of_bound`` the share of the two-core bound that does as well."""
+    """One comparison. ``asked`` is the least speed-up; ``asked_of_bound`` the share of the bound that does as well."""
 
     name: str
     data: str
@@ -180,9 +180,13 @@ def compare(case: Case, folder: Path, model: Path, data: Path, steps: int, round
     bound = statistics.median(run["bound"] for run in ours)
     passed = speed >= case.asked * peer or (case.asked_of_bound is not None and speed >= case.asked_of_bound * bound)
     print(
-        f"{case.name:<11} areal_x {speed:7.0f}  TRL {peer:7.0f} samples/s  ratio {speed / peer:5.2f} (asked {case.asked})  "
+        f"{case.name:<11} areal_x {speed:7.0f}  TRL {peer:7.0f} samples/s  "
+        f"ratio {speed / peer:5.2f} (asked {case.asked})  "
         f"two-core bound {bound:7.0f}, reached {speed / bound:.2f}  "
-        f"tokens {ours[0]['completion_tokens']:.1f} / {theirs[0]['completion_tokens']:.1f}  {'PASS' if passed else 'FAIL'}"
+        f"tokens {ours[0]['completion_tokens']:.1f} / {theirs[0]['completion_tokens']:.1f}  "
+        f"mean reward {statistics.mean(ours[0]['rewards']):.3f} / {statistics.mean(theirs[0]['rewards']):.3f}  "
+        f"{'PASS' if passed else 'FAIL'}",
+        flush=True,
     )
     return {
         "case": case.name,
@@ -219,7 +223,8 @@ def main() -> int:
                 compare(case, folder, models[case.data], files[case.data], arguments.steps, arguments.rounds)
             )
     if arguments.json:
-        arguments.json.write_text(json.dumps(results), encoding="utf-8")
+        with arguments.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"benchmark": "trl", "cases": results}) + "\n")
     return 0 if all(result["pass"] for result in results) else 1
 
 
