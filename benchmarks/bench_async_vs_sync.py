@@ -3,10 +3,9 @@
     python benchmarks/bench_async_vs_sync.py [--json FILE]
 
 B = K = 256 samples and slots, lognormal lengths (sigma 1.0), staleness 4, at least 60 steps. The trainer is balanced:
-one step takes the mean time that the engine needs for a step's samples. It trains in parts of eight samples, as
-gradient accumulation does, and takes each part when it can start on it, so a sample that finishes during a step can
-still join it. A trainer that
-takes whole batches is measured too, for information: its samples wait for the step's beginning, which costs tokens.
+one step takes the mean time that the engine needs for a step's samples. It trains in parts of eight samples,
+with the policy of the real trainer, and takes each part when it can start on it, so a sample that finishes during a
+step can still join it. A trainer that takes whole batches is measured too, for information: its samples wait for the step's beginning, which costs tokens.
 
 The synchronous side is the same code at ``max_staleness=0``, with the full batch in flight.
 
@@ -40,13 +39,13 @@ from areal_x.api.reward_api import RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.inference.scripted import ScriptedCompletion, ScriptedEngine
 from areal_x.rollout.executor import RolloutExecutor
+from areal_x.rollout.parts import max_ready_groups
 
 BATCH = SLOTS = 256
 SIGMA = 1.0
 STALENESS = 4
-PART_SAMPLES = 4
-MAX_READY_GROUPS = {1: 4, 8: 10}
-"""By group size. More: a little faster, and more tokens masked."""
+PART_SAMPLES = 8
+"""What the trainer takes at a time by default with ``train.micro_batch_tokens=16384, rollout.max_length=2048``."""
 MEAN_TOKENS = 100
 ASK_SPEED, ASK_MASKED = 0.93, 1.2
 PROMPT = np.array([1], dtype=np.int32)
@@ -127,13 +126,14 @@ async def run(
 
     engine = ScriptedEngine(script, SLOTS)
     groups_per_step = BATCH // group_size
+    groups_per_part = max(1, PART_SAMPLES // group_size) if parts and staleness else groups_per_step
     executor = RolloutExecutor(
         engine=engine,
         workflow=OneTurn(),
         items=({"n": number} for number in range(len(lengths) // group_size)),
         config=RolloutConfig(group_size=group_size, max_staleness=staleness, num_slots=SLOTS),
         groups_per_step=groups_per_step,
-        max_ready_groups=MAX_READY_GROUPS.get(group_size, 8) if parts else None,
+        max_ready_groups=max_ready_groups(groups_per_part, groups_per_step),
     )
     train_seconds = float(lengths[: steps * BATCH].mean()) * token_seconds * BATCH / SLOTS
     trained: list[tuple[int, list[TrajectoryGroup]]] = []
@@ -146,9 +146,9 @@ async def run(
             executor.take_over_age()
         left = groups_per_step
         while left:
-            part = min(left, max(1, PART_SAMPLES // group_size)) if parts else left
+            part = min(left, groups_per_part)
             asked = time.monotonic()
-            groups = await executor.next_groups(part, 1 if parts else part, version)
+            groups = await executor.next_groups(part, part, version)
             # The trainer works without a break while there is work: timers that fire late are not its time.
             clock = max(clock, time.monotonic()) if time.monotonic() - asked > 1e-3 else clock
             clock += train_seconds * len(groups) / groups_per_step

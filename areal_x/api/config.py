@@ -161,6 +161,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 16384
     """Real tokens of one forward and backward pass."""
+    part_samples: int | None = None
+    """Samples that the trainer takes at a time while a step's others are still generated. Default: what surely fits
+    a micro-batch (its tokens / ``rollout.max_length``). Synchronous steps and mini-batches take the whole batch."""
     logprob_chunk_tokens: int = 1024
     """Rows of the ``[tokens, vocabulary]`` matrix that exist at once."""
     num_threads: int = 1
@@ -238,3 +241,11 @@ class ExperimentConfig:
     def groups_per_step(self) -> int:
         """Prompts of one step."""
         return self.train.batch_size // self.rollout.group_size
+
+    @property
+    def groups_per_part(self) -> int:
+        """Prompts that the trainer takes at a time; all of a step where the step cannot be cut."""
+        if self.rollout.max_staleness == 0 or self.algorithm.num_mini_batches > 1:
+            return self.groups_per_step
+        samples = self.train.part_samples or self.train.micro_batch_tokens // self.rollout.max_length
+        return min(self.groups_per_step, max(1, samples // self.rollout.group_size))

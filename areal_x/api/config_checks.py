@@ -280,7 +280,7 @@ def _check_train(config: ExperimentConfig) -> None:
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
         raise _fail("train.betas", train.betas, "must be two numbers, each from 0 to below 1")
     _above_zero("train.max_grad_norm", train.max_grad_norm)
-    for name in ("micro_batch_tokens", "logprob_chunk_tokens", "num_threads"):
+    for name in ("micro_batch_tokens", "part_samples", "logprob_chunk_tokens", "num_threads"):
         _at_least(f"train.{name}", getattr(train, name), 1)
 
 

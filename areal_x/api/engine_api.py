@@ -106,7 +106,7 @@ class TrainEngine(ABC):
 
     @abstractmethod
     def apply(self) -> dict[str, float]:
-        """One optimiser step on all parts since the last one; returns the metrics of ``train_step`` on them together."""
+        """One optimiser step on all parts since the last one; returns the metrics of all of them together."""
 
     @abstractmethod
     def discard(self) -> None:

@@ -37,6 +37,7 @@ from areal_x.rollout.failure_budget import FailureBudget
 from areal_x.rollout.groups import FailurePolicy, PendingGroup, assemble_group
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
+from areal_x.rollout.parts import ReadyLimit
 from areal_x.rollout.ready import ReadyGroup, ReadyGroups
 from areal_x.rollout.staleness import OverAgeCounts, StalenessBudget, mask_over_age
 
@@ -60,9 +61,8 @@ class RolloutExecutor:
         seed: the run's seed; seeds requests in a synchronous run.
         group_filter: true keeps a complete group, false or a reason rejects it.
         max_failure_rate, failure_window: see ``FailureBudget``.
-        max_ready_groups: admission pauses while so many groups wait for the trainer. Default: a step and a quarter,
-        for a
-            trainer that takes whole batches; a trainer that takes groups as they come wants about ten groups.
+        max_ready_groups: admission slows down when about so many groups wait for the trainer; see ``ReadyLimit``.
+            Default: a step and a quarter, for a trainer that takes whole batches.
         min_samples: a group with fewer good samples is rejected. Default: two, or one when ``group_size`` is one.
         bounded: false admits items without a staleness bound (evaluation).
         lockstep: send requests in rounds, so that runs repeat bitwise. Default: when ``max_staleness`` is 0.
@@ -106,7 +106,7 @@ class RolloutExecutor:
         self._filter = group_filter
         self._on_group = on_group
         self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
-        self._max_ready = max(1, max_ready_groups or groups_per_step + groups_per_step // 4)
+        self._ready_limit = ReadyLimit.around(max_ready_groups, groups_per_step)
         self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
         self._traffic = EngineTraffic(engine, self._schedule_tick)
         use_lockstep = max_staleness == 0 if lockstep is None else lockstep
@@ -253,9 +253,8 @@ class RolloutExecutor:
             return False
         if self._lockstep is not None:
             return True
-        if self._traffic.num_requests + self._num_fresh >= self._max_requests:
-            return False
-        return len(self._ready) < max(self._max_ready, self._ready.num_wanted)
+        max_requests = self._max_requests * self._ready_limit.share(len(self._ready) - self._ready.num_wanted)
+        return self._traffic.num_requests + self._num_fresh < max_requests
 
     def _start_group(self, item: dict[str, Any]) -> None:
         assert self._loop is not None

@@ -1,15 +1,18 @@
 """The loop: groups in, one optimiser step, new weights out, while episodes go on all the time.
 
-    item stream ──▶ RolloutExecutor ──groups──▶ build_batch ──▶ TrainEngine.train_step ──▶ WeightSync.stage, publish
-                          ▲                                                                        │
-                          └────────────── on_published: places of the step are free ◀──────────────┘
+    item stream ──▶ RolloutExecutor ──groups──▶ build_batch ──▶ TrainEngine: accumulate each part, apply
+                          ▲                                                     │
+                          │                                                     ▼
+                          └──── on_published: places of the step are free ◀── WeightSync.stage, publish
 
+A step is taken in parts, each when the trainer gets to it: what is finished while a step goes on can still join it, and
+so waits, and ages, less. Synchronous steps and mini-batches take the whole batch.
 Weights are staged (copied out) before the next step may change them, and become live while that step trains already.
 
 | who | consumes | waits for | is unblocked by | produces |
 | --- | --- | --- | --- | --- |
 | executor | items | a place under the staleness bound | ``on_published``, an episode's end | groups |
-| trainer | groups | a step's groups (``next_batch``) | the executor | weights of the next version |
+| trainer | groups | a part's groups (``next_groups``) | the executor | weights of the next version |
 | engine | requests, weights | a slot | a completion's end | tokens with the version of their weights |
 """
 
@@ -19,8 +22,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+import numpy as np
+
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine, TrainEngine, WeightSync
+from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer.batch import build_batch
 from areal_x.trainer.rollout_metrics import rollout_metrics
@@ -82,20 +88,39 @@ class Trainer:
         self._report()
 
     async def _train_step(self, step: int, group: asyncio.TaskGroup) -> FinishedStep:
-        """Wait for a step's groups and train on them; meanwhile report the step before."""
-        version = self.train_engine.version
-        waiting_since = time.monotonic()
-        groups = await self.executor.next_batch(version)
-        started = time.monotonic()
-        batch, advantages = build_batch(groups, normalize_std=self.config.algorithm.normalize_std)
-        rollout = rollout_metrics(self.executor)
-        training = group.create_task(self.thread.call(self.train_engine.train_step, batch), name="train step")
-        self._report()
-        totals = await self._busy_totals()
-        stats = await training
-        self.reporter.add_span("training", f"step {step}", started, time.monotonic())
-        timing = self._clock.finish_step(totals, num_samples=len(batch), wait_seconds=started - waiting_since)
-        return FinishedStep(step, version, groups, advantages, stats | rollout | timing)
+        """Take a step's groups part by part and train on them; meanwhile report the step before."""
+        version, size = self.train_engine.version, self.config.groups_per_step
+        groups: list[TrajectoryGroup] = []
+        advantages: list[FloatArray] = []
+        stats: dict[str, float] = {}
+        wait_seconds = 0.0
+        while len(groups) < size:
+            waiting_since = time.monotonic()
+            num_groups = min(self.config.groups_per_part, size - len(groups))
+            part = await self.executor.next_groups(num_groups, num_groups, version)
+            started = time.monotonic()
+            wait_seconds += started - waiting_since
+            batch, part_advantages = build_batch(part, normalize_std=self.config.algorithm.normalize_std)
+            is_last = len(groups) + num_groups == size
+            training = group.create_task(self.thread.call(self._train_part, batch, is_last), name="train step")
+            if not groups:
+                self._report()
+                totals = await self._busy_totals()
+            groups += part
+            advantages.append(part_advantages)
+            stats = await training
+            self.reporter.add_span("training", f"step {step}", started, time.monotonic())
+        num_samples = sum(map(len, advantages))
+        timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
+        metrics = stats | rollout_metrics(self.executor) | timing
+        return FinishedStep(step, version, groups, np.concatenate(advantages), metrics)
+
+    def _train_part(self, batch: TrainBatch, is_last: bool) -> dict[str, float]:
+        """Add a part to the step; the last one ends it and gives its metrics. Runs on the trainer's thread."""
+        if self.config.groups_per_part == self.config.groups_per_step:
+            return self.train_engine.train_step(batch)
+        self.train_engine.accumulate(batch)
+        return self.train_engine.apply() if is_last else {}
 
     async def _publish(self, version: int) -> None:
         """Serve the staged weights, while the next step trains; then the places of the step before are free."""
