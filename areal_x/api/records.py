@@ -172,8 +172,9 @@ class Trajectory:
         for turn, response in enumerate(responses):
             start = len(response.input_ids)
             end = start + len(response.output_ids)
-            if end > length or not (
-                np.array_equal(input_ids[:start], response.input_ids)
+            if response is not last and not (
+                end <= length
+                and np.array_equal(input_ids[:start], response.input_ids)
                 and np.array_equal(input_ids[start:end], response.output_ids)
             ):
                 raise ValueError(f"turn {turn + 1} is no prefix of the last turn; append ids, do not encode again")

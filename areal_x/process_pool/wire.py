@@ -11,6 +11,7 @@ A result is a fixed header and a body on a ``SOCK_STREAM`` socket. A plain float
 from __future__ import annotations
 
 import array
+import functools
 import os
 import pickle
 import socket
@@ -79,16 +80,23 @@ def _pack_ints(values: Any) -> bytes | None:
             return view.tobytes()
         values = view.tolist()
     try:
-        return struct.pack(f"{len(values)}i", *values)
+        return _int_struct(len(values)).pack(*values)
     except struct.error:
         return None
+
+
+@functools.lru_cache(1024)
+def _int_struct(length: int) -> struct.Struct:
+    return struct.Struct(f"{length}i")
 
 
 def decode_call(payload: bytes | memoryview) -> tuple[int, dict[str, Any]]:
     """The inverse of ``encode_call``: function number and keyword arguments."""
     function_number, kwargs, int_lists = pickle.loads(payload)
     for name in int_lists:
-        kwargs[name] = memoryview(kwargs[name]).cast("i").tolist()
+        values = array.array("i")
+        values.frombytes(kwargs[name])
+        kwargs[name] = values.tolist()
     return function_number, kwargs
 
 
