@@ -3,9 +3,10 @@
     python benchmarks/bench_async_vs_sync.py [--json FILE]
 
 B = K = 256 samples and slots, lognormal lengths (sigma 1.0), staleness 4, at least 60 steps. The trainer is balanced:
-one step takes the mean time that the engine needs for a step's samples. It trains in parts of eight samples,
-with the policy of the real trainer, and takes each part when it can start on it, so a sample that finishes during a
-step can still join it. A trainer that takes whole batches is measured too, for information: its samples wait for the step's beginning, which costs tokens.
+one step takes the mean time that the engine needs for a step's samples. It trains in parts of eight samples, with the
+policy of the real trainer, and takes each part when it can start on it, so a sample that finishes during a step can
+still join it. A trainer that takes whole batches is measured too, for information: its samples wait for the step's
+beginning, which costs tokens.
 
 The synchronous side is the same code at ``max_staleness=0``, with the full batch in flight.
 

@@ -1,6 +1,6 @@
 """End to end against TRL's GRPOTrainer: same model, data, group size and batch, two cores, one side after the other.
 
-    python benchmarks/bench_trl.py [--steps 24] [--case arithmetic|ragged|slow] [--json FILE]
+    python benchmarks/bench_trl.py [--rounds 1] [--case arithmetic|ragged|slow] [--json FILE]
 
 Needs the extra ``areal-x[bench]``. Three cases:
 
@@ -42,14 +42,15 @@ class Case:
     max_new_tokens: int
     max_staleness: int
     num_slots: int
+    steps: int
     asked: float
     asked_of_bound: float | None = None
 
 
 CASES = [
-    Case("arithmetic", "arithmetic", "exact", 8, 2, 256, 1.3, 0.9),
-    Case("ragged", "countdown", "exact", 128, 2, 128, 2.5),
-    Case("slow", "arithmetic", "slow", 8, 8, 256, 3.0),
+    Case("arithmetic", "arithmetic", "exact", 8, 2, 256, 30, 1.3, 0.9),
+    Case("ragged", "countdown", "exact", 128, 2, 128, 12, 2.5),
+    Case("slow", "arithmetic", "slow", 8, 8, 256, 30, 3.0),
 ]
 
 
@@ -200,7 +201,7 @@ def compare(case: Case, folder: Path, model: Path, data: Path, steps: int, round
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, help="instead of each case's own number")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--case", choices=[case.name for case in CASES])
     parser.add_argument("--json", type=Path)
@@ -220,7 +221,9 @@ def main() -> int:
         models = {name: fine_tune(folder, name, file, steps=250) for name, file in files.items() if name in needed}
         for case in cases:
             results.append(
-                compare(case, folder, models[case.data], files[case.data], arguments.steps, arguments.rounds)
+                compare(
+                    case, folder, models[case.data], files[case.data], arguments.steps or case.steps, arguments.rounds
+                )
             )
     if arguments.json:
         with arguments.json.open("a", encoding="utf-8") as file:
