@@ -1,0 +1,191 @@
+"""The pure parts of the trainer: batches, clocks, chosen samples, evaluation metrics, directories, warm start."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
+from areal_x.api.reward_records import RewardOutcome
+from areal_x.trainer.batch import build_batch, reward_metrics
+from areal_x.trainer.evaluation import evaluation_metrics
+from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.sample_records import choose_rows
+from areal_x.trainer.step_clock import BusyTotals, StepClock
+from areal_x.trainer.trainer_thread import TrainerThread
+from areal_x.trainer.warm_start import SupervisedExamples, tokenize_examples
+
+
+def trajectory(length: int, prompt: int = 1, outcome: RewardOutcome | None = None, stop: Any = "stop") -> Trajectory:
+    mask = np.arange(length) >= prompt
+    logprobs = np.where(mask, -0.5, 0).astype(np.float32)
+    span = VersionSpan(prompt, length, 1)
+    return Trajectory(np.arange(length, dtype=np.int32), mask, logprobs, [span], outcome, stop_reason=stop)
+
+
+def group(group_id: int, rewards: list[float], lengths: list[int]) -> TrajectoryGroup:
+    return TrajectoryGroup(group_id, [trajectory(n) for n in lengths], np.array(rewards, dtype=np.float32))
+
+
+def test_advantages_are_by_group_also_where_groups_differ_in_size() -> None:
+    groups = [group(7, [0.0, 1.0], [3, 4]), group(3, [1.0, 1.0, 4.0], [2, 5, 3]), group(9, [5.0], [2])]
+    batch, advantages = build_batch(groups, normalize_std=False)
+    assert advantages == pytest.approx([-0.5, 0.5, -1.0, -1.0, 2.0, 0.0])
+    assert batch.lengths.tolist() == [3, 4, 2, 5, 3, 2]
+    assert batch.group_ids.tolist() == [7, 7, 3, 3, 3, 9]
+    assert batch.advantages.tolist() == np.repeat(advantages, batch.lengths).tolist()
+    assert len(batch.input_ids) == len(batch.loss_mask) == len(batch.logprobs) == batch.lengths.sum()
+
+
+def test_reward_metrics_show_parts_and_uniform_groups() -> None:
+    parts = [{"format": 1.0, "accuracy": 0.0}, {"format": 0.0, "accuracy": 1.0}]
+    scored = [trajectory(4, outcome=RewardOutcome("ok", value=0.5, parts=part), stop="length") for part in parts]
+    groups = [TrajectoryGroup(1, scored, np.array([0.5, 0.5], np.float32)), group(2, [0.0, 1.0], [3, 3])]
+    metrics = reward_metrics(groups)
+    assert metrics["reward/mean"] == pytest.approx(0.5)
+    assert metrics["reward/format"] == metrics["reward/accuracy"] == pytest.approx(0.5)
+    assert metrics["rollout/uniform_groups"] == metrics["rollout/truncated_share"] == pytest.approx(0.5)
+    assert metrics["rollout/completion_tokens"] == pytest.approx(2.5)
+
+
+def test_a_step_is_measured_between_its_own_two_moments() -> None:
+    clock = StepClock(BusyTotals(10.0, 4.0, 1.0))
+    first = clock.finish_step(BusyTotals(12.0, 5.5, 2.0), num_samples=64, wait_seconds=0.25)
+    assert first["perf/step_seconds"] == pytest.approx(2.0)
+    assert first["perf/samples_per_second"] == pytest.approx(32.0)
+    assert first["perf/fraction_of_bound"] == pytest.approx(0.75)
+    clock.restart(BusyTotals(20.0, 9.0, 2.0))
+    second = clock.finish_step(BusyTotals(21.0, 9.25, 2.5), num_samples=64, wait_seconds=0.0)
+    assert second["perf/generation_seconds"] == pytest.approx(0.25)
+    assert second["perf/fraction_of_bound"] == pytest.approx(0.5)
+
+
+@given(st.lists(st.floats(-1, 1), max_size=40), st.integers(-1, 45), st.integers(0, 5))
+def test_chosen_rows_are_distinct_and_hold_the_best_and_the_worst(rewards: list[float], count: int, seed: int) -> None:
+    rows = choose_rows(rewards, count, seed)
+    assert len(rows) == len(set(rows)) == (len(rewards) if count < 0 else min(count, len(rewards)))
+    if count >= 2 and rewards:
+        assert max(rewards) in [rewards[row] for row in rows]
+        assert min(rewards) in [rewards[row] for row in rows]
+    assert rows == choose_rows(rewards, count, seed)
+
+
+def test_failed_scores_are_counted_and_are_no_wrong_answers() -> None:
+    outcomes = [
+        RewardOutcome("ok", value=1.0),
+        RewardOutcome("ok", value=0.4),
+        RewardOutcome("timeout"),
+        None,
+    ]
+    groups = [TrajectoryGroup(1, [trajectory(3, outcome=o) for o in outcomes], np.zeros(4, np.float32))]
+    metrics = evaluation_metrics(groups, "held_out", num_asked=6)
+    assert metrics["eval/held_out/accuracy"] == pytest.approx(0.5)
+    assert metrics["eval/held_out/num_samples"] == 2
+    assert metrics["eval/held_out/num_unscored"] == 4
+    assert evaluation_metrics([], "held_out", 3) == {"eval/held_out/num_samples": 0, "eval/held_out/num_unscored": 3}
+
+
+def test_the_part_accuracy_decides_before_the_reward() -> None:
+    outcome = RewardOutcome("ok", value=0.8, parts={"accuracy": 1.0, "format": 0.0})
+    metrics = evaluation_metrics([TrajectoryGroup(1, [trajectory(3, outcome=outcome)], np.ones(1))], "d", 1)
+    assert metrics["eval/d/accuracy"] == 1.0
+    assert metrics["eval/d/reward"] == pytest.approx(0.8)
+    assert metrics["eval/d/format"] == 0.0
+
+
+def test_an_earlier_run_is_kept_unless_overwrite_is_asked_for(tmp_path: Path) -> None:
+    config = ExperimentConfig(name="mine", runs_dir=str(tmp_path))
+    assert [create_run_directory(config).name for _ in range(3)] == ["mine", "mine-2", "mine-3"]
+    (tmp_path / "mine" / "config.yaml").write_text("name: mine\n")
+    (tmp_path / "mine" / "metrics.jsonl").write_text("{}\n")
+    config.overwrite = True
+    assert list(create_run_directory(config).iterdir()) == []
+
+
+def test_overwrite_never_removes_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis holds no run \(no config.yaml\); choose another name"):
+        create_run_directory(ExperimentConfig(name="thesis", runs_dir=str(tmp_path), overwrite=True))
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+class Letters:
+    """A tokenizer of single characters."""
+
+    eos_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(sign) for sign in text]
+
+
+def tokenize(items: list[dict[str, Any]], **options: Any) -> SupervisedExamples:
+    settings: dict[str, Any] = {"completion_key": "completion", "max_length": 100, "seed": 1} | options
+    encode = lambda item: np.array([ord(sign) for sign in item["prompt"]], dtype=np.int32)  # noqa: E731
+    return tokenize_examples(items, tokenizer=Letters(), encode_prompt=encode, **settings)
+
+
+def test_a_completion_ends_with_eos_and_can_be_its_last_lines() -> None:
+    examples = tokenize([{"prompt": "ab", "completion": "x\ny\nz"}], last_lines=2)
+    assert examples.completions[0].tolist() == [ord("y"), ord("\n"), ord("z"), 0]
+    batch = next(examples.batches(3))
+    assert batch.loss_mask.tolist() == [False, False, True, True, True, True] * 3
+    assert batch.lengths.tolist() == [6, 6, 6]
+
+
+def test_each_epoch_holds_each_example_once() -> None:
+    examples = tokenize([{"prompt": "p", "completion": chr(97 + i)} for i in range(5)])
+    batches = examples.batches(3)
+    drawn = [int(ids) for _ in range(5) for ids in next(batches).input_ids[1::3]]
+    for epoch in range(3):
+        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [97, 98, 99, 100, 101]
+
+
+def test_supervised_data_that_cannot_be_used_is_named() -> None:
+    with pytest.raises(DataError, match=r"item 1 has no text in column 'completion' .*it has prompt, answer"):
+        tokenize([{"prompt": "a", "completion": "b"}, {"prompt": "a", "answer": "b"}])
+    with pytest.raises(DataError, match="no supervised example fits into rollout.max_length=3"):
+        tokenize([{"prompt": "long prompt", "completion": "b"}], max_length=3)
+    assert len(tokenize([{"prompt": "p" * 9, "completion": "b"}, {"prompt": "p", "completion": "b"}], max_length=5)) == 1
+
+
+async def test_the_thread_gives_results_and_errors_and_counts_its_seconds() -> None:
+    thread = TrainerThread()
+    assert await thread.call(max, 2, 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        await thread.call(lambda: 1 // 0)
+    before = thread.busy_seconds(time.monotonic())
+    released = threading.Event()
+    call = asyncio.create_task(thread.call(released.wait, 10))
+    await asyncio.sleep(0.05)
+    assert thread.busy_seconds(time.monotonic()) - before >= 0.04
+    released.set()
+    assert await call is True
+    at_rest = thread.busy_seconds(time.monotonic())
+    assert thread.busy_seconds(time.monotonic() + 5) == at_rest
+    thread.close()
+
+
+def test_a_call_that_outlives_the_loop_ends_the_thread_quietly() -> None:
+    thread = TrainerThread()
+    released = threading.Event()
+
+    async def leave() -> None:
+        task = asyncio.create_task(thread.call(released.wait, 10))
+        await asyncio.sleep(0.01)
+        task.cancel()
+
+    asyncio.run(leave())
+    released.set()
+    thread._thread.join(timeout=5)
+    assert not thread._thread.is_alive()
