@@ -106,7 +106,7 @@ class RolloutExecutor:
         self._filter = group_filter
         self._on_group = on_group
         self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
-        self._ready_limit = ReadyLimit.around(max_ready_groups, groups_per_step)
+        self._ready_limit = ReadyLimit(max_ready_groups, groups_per_step)
         self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
         self._traffic = EngineTraffic(engine, self._schedule_tick)
         use_lockstep = max_staleness == 0 if lockstep is None else lockstep
@@ -176,6 +176,7 @@ class RolloutExecutor:
         """
         if not 1 <= at_least <= at_most:
             raise ValueError(f"cannot take at least {at_least} and at most {at_most} groups")
+        self._ready_limit.on_asked(len(self._ready) < at_least)
         await self._ready.wait(at_least, self._schedule_tick)
         self._raise_if_ended()
         if len(self._ready) < at_least:
