@@ -32,7 +32,7 @@ from areal_x.engine.inference.model_runner import ModelRunner
 from areal_x.engine.weights import SharedMemorySync, SharedWeights, WeightsReader
 
 NUM_SLOTS, MAX_LENGTH, VOCAB = 64, 256, 4096
-SHOWN = ("blocked", "copy", "prefill", "decode_step", "copy_alone", "prefill_alone", "bound", "write", "publish")
+SHOWN = ("blocked", "copy", "prefill", "decode_step", "copy_alone", "prefill_alone", "bound", "stage", "publish")
 
 
 def alone(runner: ModelRunner, reader: WeightsReader, prefix_lengths: Sequence[int]) -> tuple[float, float]:
@@ -96,7 +96,7 @@ async def measure(kv_on_update: str, updates: int) -> dict[str, Any]:
                             "prefill_alone": prefill,
                             "bound": report.decode_step_seconds + copy + prefill,
                             "publish": publish,
-                            "write": sync.write_seconds,
+                            "stage": sync.stage_seconds,
                             "prefix_tokens": sum(report.prefix_lengths),
                         }
                     )
