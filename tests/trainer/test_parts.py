@@ -154,9 +154,11 @@ def test_each_epoch_holds_each_example_once() -> None:
 def test_supervised_data_that_cannot_be_used_is_named() -> None:
     with pytest.raises(DataError, match=r"item 1 has no text in column 'completion' .*it has prompt, answer"):
         tokenize([{"prompt": "a", "completion": "b"}, {"prompt": "a", "answer": "b"}])
-    with pytest.raises(DataError, match="no supervised example fits into rollout.max_length=3"):
+    with pytest.raises(DataError, match=r"no supervised example fits into rollout\.max_length=3"):
         tokenize([{"prompt": "long prompt", "completion": "b"}], max_length=3)
-    assert len(tokenize([{"prompt": "p" * 9, "completion": "b"}, {"prompt": "p", "completion": "b"}], max_length=5)) == 1
+    assert (
+        len(tokenize([{"prompt": "p" * 9, "completion": "b"}, {"prompt": "p", "completion": "b"}], max_length=5)) == 1
+    )
 
 
 async def test_the_thread_gives_results_and_errors_and_counts_its_seconds() -> None:

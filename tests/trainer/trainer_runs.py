@@ -64,7 +64,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def start_command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start ``areal-x`` in a process group of its own, as a shell does."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "areal_x.cli", *arguments],
         cwd=folder,
