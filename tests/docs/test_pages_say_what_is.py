@@ -111,7 +111,7 @@ def test_links_into_a_page_find_their_heading(page: Path) -> None:
             assert anchor in slugs(page.parent / target if target else page), f"{target}#{anchor}"
 
 
-METRIC = re.compile(r"`((?:reward|eval|staleness|rollout|episodes|outcome|reward_outcomes|outcomes|train|perf)/[\w/<>.]+)`")
+METRIC = re.compile(r"`((?:reward|eval|staleness|rollout|episodes|outcome|train|perf)/[\w/<>.]+)`")
 
 
 @pytest.mark.parametrize("page", PAGES)
