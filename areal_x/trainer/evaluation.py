@@ -29,7 +29,9 @@ def is_correct(trajectory: Trajectory) -> float:
 
 
 def evaluation_metrics(groups: Sequence[TrajectoryGroup], dataset: str, num_asked: int) -> dict[str, float]:
-    """Accuracy and mean reward over the samples that were scored; the others are counted, not taken for wrong answers.
+    """Accuracy and mean reward over the episodes that were scored; the others are counted, not taken for wrong answers.
+
+    An episode of several trajectories counts once, by its last.
 
     Args:
         groups: what the episodes gave.
@@ -37,12 +39,8 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], dataset: str, num_aske
         num_asked: episodes that were started.
     """
     prefix = f"eval/{dataset}"
-    scored = [
-        trajectory
-        for group in groups
-        for trajectory in group.trajectories
-        if trajectory.outcome is not None and trajectory.outcome.status == "ok"
-    ]
+    last_of_episode = {t.episode_id: t for group in groups for t in group.trajectories}
+    scored = [t for t in last_of_episode.values() if t.outcome is not None and t.outcome.status == "ok"]
     metrics = {f"{prefix}/num_samples": float(len(scored)), f"{prefix}/num_unscored": float(num_asked - len(scored))}
     if not scored:
         return metrics
@@ -91,10 +89,17 @@ class Evaluator:
         metrics = await self.measure(self._items)
         self._writer.add_span("evaluation", f"version {version}", started, time.monotonic())
         self._writer.write_step({"step": step, "version": version} | metrics)
-        accuracy = metrics.get(f"eval/{self._dataset}/accuracy")
-        found = "no sample was scored" if accuracy is None else f"accuracy {accuracy:.3f}"
-        self._display.print(f"version {version}: {found} on {len(self._items)} held-out items of {self._dataset}")
+        self._display.print(f"version {version}: {self._found(metrics)} of {self._dataset}")
         return metrics
+
+    def _found(self, metrics: dict[str, float]) -> str:
+        """Accuracy and what it is the mean of, for people."""
+        prefix = f"eval/{self._dataset}"
+        num_scored, num_unscored = (int(metrics[f"{prefix}/{name}"]) for name in ("num_samples", "num_unscored"))
+        if not num_scored:
+            return f"none of {num_unscored} held-out samples was scored"
+        unscored = f" ({num_unscored} more were not scored)" if num_unscored else ""
+        return f"accuracy {metrics[f'{prefix}/accuracy']:.3f} on {num_scored} held-out samples{unscored}"
 
     async def measure(self, items: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Metrics of the served weights on ``items``."""

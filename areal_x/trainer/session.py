@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from omegaconf import OmegaConf
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import ConfigError, DataError
-from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.weights import SharedMemorySync
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.data_stream import DataStream
-from areal_x.rollout.executor import RolloutExecutor
+from areal_x.rollout.executor import GroupFilter, RolloutExecutor
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import roles
 from areal_x.trainer.evaluation import Evaluator
@@ -38,14 +39,14 @@ __all__ = ["run_evaluation", "run_supervised", "run_training"]
 
 @dataclass
 class Run:
-    """What every kind of run has: its data, directory, writer and display."""
+    """What every kind of run has: its data, directory, writer and display, and the thread for all that takes long."""
 
     config: ExperimentConfig
     data: roles.Data
     directory: Path
     writer: RunWriter
     display: RunDisplay
-
+    thread: TrainerThread
 
     def add_rollout_span(self, lane: str, start: float, end: float) -> None:
         """Report what an episode did; the episode as a whole would only repeat its parts."""
@@ -56,31 +57,38 @@ class Run:
 @asynccontextmanager
 async def open_run(config: ExperimentConfig, total_steps: int) -> AsyncIterator[Run]:
     """Read the data, make the directory, open the files; close them whatever happens."""
-    data = roles.load_data(config)
+    # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
+    thread = TrainerThread()
+    data = await thread.call(roles.load_data, config)
     directory = create_run_directory(config)
     writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
     display = RunDisplay(total_steps, progress=config.observe.progress)
     status = "failed"
     try:
-        yield Run(config, data, directory, writer, display)
+        yield Run(config, data, directory, writer, display, thread)
         status = "finished"
     except asyncio.CancelledError:
         status = "interrupted"
         raise
     finally:
+        thread.close()
         display.close()
         writer.close(status)
+        if status == "failed" and not (directory / "metrics.jsonl").stat().st_size:
+            shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.
 
 
 async def run_training(config: ExperimentConfig) -> None:
     """See ``main.train``."""
     async with open_run(config, config.train.total_steps) as run, AsyncExitStack() as stack:
+        thread = run.thread
         reward = await roles.make_reward(config, run.data, stack)
+        group_filter = roles.load_filter(config)
         run.display.phase("loading the model")
-        model_path = roles.prepare_model(config, run.directory, run.data)
-        tokenizer = roles.load_tokenizer(config, model_path)
-        thread = TrainerThread()
-        stack.callback(thread.close)
+        model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
+        tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
+        workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
+        evaluation_workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
         shared = roles.share_weights(train_engine, stack)
         engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
@@ -88,16 +96,16 @@ async def run_training(config: ExperimentConfig) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(engine.start(), name="start the inference engine")
             if config.starts_warm:
-                group.create_task(supervise(run, tokenizer, train_engine, thread), name="warm start")
+                group.create_task(supervise(run, tokenizer, train_engine), name="warm start")
         if config.starts_warm:
             train = config.train
             train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
             train_engine.version += 1
             await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
-        evaluator = make_evaluator(run, tokenizer, reward, engine)
+        evaluator = make_evaluator(run, evaluation_workflow, engine)
         await evaluator.evaluate(0, train_engine.version)
-        executor = make_executor(run, tokenizer, reward, engine, train_engine.version)
+        executor = make_executor(run, workflow, group_filter, engine, train_engine.version)
         trainer = Trainer(
             config,
             executor=executor,
@@ -130,21 +138,19 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
 
 async def run_supervised(config: ExperimentConfig) -> None:
     """See ``main.sft``."""
-    async with open_run(config, config.sft.steps) as run, AsyncExitStack() as stack:
-        model_path = roles.prepare_model(config, run.directory, run.data)
-        tokenizer = roles.load_tokenizer(config, model_path)
-        thread = TrainerThread()
-        stack.callback(thread.close)
-        train_engine = await thread.call(roles.make_train_engine, config, model_path)
-        await supervise(run, tokenizer, train_engine, thread)
+    async with open_run(config, config.sft.steps) as run:
+        model_path = await run.thread.call(roles.prepare_model, config, run.directory, run.data)
+        tokenizer = await run.thread.call(roles.load_tokenizer, config, model_path)
+        train_engine = await run.thread.call(roles.make_train_engine, config, model_path)
+        await supervise(run, tokenizer, train_engine)
         save_policy(run, train_engine, tokenizer)
     print(f"wrote {run.directory / 'policy'}; use it with model.path={run.directory / 'policy'}")
 
 
-async def supervise(run: Run, tokenizer: Any, train_engine: FSDPEngine, thread: TrainerThread) -> None:
+async def supervise(run: Run, tokenizer: Any, train_engine: FSDPEngine) -> None:
     """The supervised phase of a run, on ``sft.path`` or the run's own items."""
-    items = roles.load_supervised(run.config, run.data)
-    await warm_start(run.config, items, tokenizer, train_engine, thread, writer=run.writer, display=run.display)
+    items = await run.thread.call(roles.load_supervised, run.config, run.data)
+    await warm_start(run.config, items, tokenizer, train_engine, run.thread, writer=run.writer, display=run.display)
 
 
 async def run_evaluation(config: ExperimentConfig) -> None:
@@ -155,20 +161,21 @@ async def run_evaluation(config: ExperimentConfig) -> None:
         if config.model.path is None:
             raise ConfigError("model.path is not set; name the model to evaluate")
         reward = await roles.make_reward(config, run.data, stack)
-        tokenizer = roles.load_tokenizer(config, config.model.path)
+        tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
+        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
         engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
         await engine.start()
-        metrics = await make_evaluator(run, tokenizer, reward, engine).evaluate(0, 0)
+        metrics = await make_evaluator(run, workflow, engine).evaluate(0, 0)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
 
 
-def make_evaluator(run: Run, tokenizer: Any, reward: AsyncRewardWrapper, engine: InferenceEngine) -> Evaluator:
+def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine) -> Evaluator:
     """The evaluator of the run's held-out items."""
     return Evaluator(
         run.config,
         engine=engine,
-        workflow=roles.make_workflow(run.config, tokenizer, reward, run.config.evaluation.sampling),
+        workflow=workflow,
         items=run.data.held_out,
         dataset=run.data.held_out.name,
         writer=run.writer,
@@ -177,20 +184,20 @@ def make_evaluator(run: Run, tokenizer: Any, reward: AsyncRewardWrapper, engine:
 
 
 def make_executor(
-    run: Run, tokenizer: Any, reward: AsyncRewardWrapper, engine: InferenceEngine, version: int
+    run: Run, workflow: RolloutWorkflow, group_filter: GroupFilter | None, engine: InferenceEngine, version: int
 ) -> RolloutExecutor:
     """The executor on an endless stream of the training items, shuffled from the run's seed."""
     config = run.config
     stream = DataStream(run.data.train, seed=config.seed, shuffle=config.data.shuffle)
     return RolloutExecutor(
         engine=engine,
-        workflow=roles.make_workflow(config, tokenizer, reward, config.rollout.sampling),
+        workflow=workflow,
         items=(item for _, item in stream),
         config=config.rollout,
         groups_per_step=config.groups_per_step,
         on_failure=config.reward.on_failure,
         seed=config.seed,
-        group_filter=roles.load_filter(config),
+        group_filter=group_filter,
         max_failure_rate=config.reward.max_failure_rate,
         failure_window=config.reward.failure_window,
         max_ready_groups=max_ready_groups(config.groups_per_part, config.groups_per_step),

@@ -27,9 +27,13 @@ class StepClock:
     def __init__(self, totals: BusyTotals) -> None:
         self._totals = totals
 
-    def restart(self, totals: BusyTotals) -> None:
-        """Begin a step now: what was done since the last one (an evaluation) is no part of a step."""
-        self._totals = totals
+    def exclude(self, before: BusyTotals, after: BusyTotals) -> None:
+        """Leave out what was done between two moments of the present step: an evaluation is no part of it."""
+        self._totals = BusyTotals(
+            self._totals.at + after.at - before.at,
+            self._totals.generation + after.generation - before.generation,
+            self._totals.training + after.training - before.training,
+        )
 
     def finish_step(self, totals: BusyTotals, *, num_samples: int, wait_seconds: float) -> dict[str, float]:
         """Metrics of the step that ends with ``totals``; the next one begins.

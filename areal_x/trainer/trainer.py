@@ -71,6 +71,12 @@ class Trainer:
     async def run(self) -> None:
         """Train ``train.total_steps`` steps; the weights of the last one are live when this returns."""
         self._clock = StepClock(await self._busy_totals())
+        try:
+            await self._run_steps()
+        finally:
+            self._report()
+
+    async def _run_steps(self) -> None:
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._nothing_to_publish(), name="publish")
             for step in range(1, self.config.train.total_steps + 1):
@@ -83,12 +89,15 @@ class Trainer:
                 if self._is_evaluation_due(step):
                     self._report()
                     await publishing
+                    before = await self._busy_totals()
                     await self.evaluate(step, self.train_engine.version)
-                    self._clock.restart(await self._busy_totals())
-        self._report()
+                    self._clock.exclude(before, await self._busy_totals())
 
     async def _train_step(self, step: int, group: asyncio.TaskGroup) -> FinishedStep:
-        """Take a step's groups part by part and train on them; meanwhile report the step before."""
+        """Take a step's groups part by part and train on them; meanwhile report the step before.
+
+        The time of a step runs from the first part of the step before to its own first part: what its samples cost.
+        """
         version, size = self.train_engine.version, self.config.groups_per_step
         groups: list[TrajectoryGroup] = []
         advantages: list[FloatArray] = []
