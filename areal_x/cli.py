@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from areal_x.api.errors import ArealXError, ConfigError, DataError
+from areal_x.api.errors import ArealXError, ConfigError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from areal_x.api.config import ExperimentConfig
@@ -33,6 +34,9 @@ _SWEEP_EXAMPLE = "  areal-x {command} ./exp.yaml seed=1,2,3 --multirun\n"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 (failed while running), 2 (bad input) or 130 (interrupted)."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # A log that is followed (`| tee`, nohup) shows each line when it is printed.
+        sys.stdout.reconfigure(line_buffering=True)
     arguments = _parse(build_parser(), sys.argv[1:] if argv is None else list(argv))
     debug = arguments.debug or os.environ.get("AREAL_X_DEBUG", "") not in ("", "0")
     try:
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             _print_error(error)
-        return EXIT_BAD_INPUT if isinstance(error, ConfigError | DataError) else EXIT_FAILED
+        return EXIT_BAD_INPUT if isinstance(error, ConfigError | DataError | MissingExtraError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("areal-x: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import traceback
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from areal_x.api.errors import ConfigError
+from areal_x.process_pool import function_transfer
 from areal_x.process_pool.errors import FunctionTransferError
-from areal_x.process_pool.function_transfer import import_function
 
 __all__ = ["is_import_path", "load_object", "nearest"]
 
@@ -34,7 +36,8 @@ def load_object(spec: str, key: str) -> Any:
         key: the configuration key that holds ``spec``, for error messages.
 
     Raises:
-        ConfigError: no such file, module or name. What the module itself raises comes through.
+        ConfigError: no such file, module or name; or the module raised when it was imported, which the message tells
+            with file and line. Its own error is the cause.
     """
     module_name = spec.rpartition(":")[0]
     if not module_name and spec.endswith(".py"):
@@ -44,6 +47,22 @@ def load_object(spec: str, key: str) -> Any:
         if folder not in sys.path:
             sys.path.append(folder)
     try:
-        return import_function(spec)
+        return function_transfer.import_function(spec)
     except FunctionTransferError as error:
-        raise ConfigError(f"{key}={spec!r}: {error}") from error
+        raise ConfigError(f"{key}={spec!r}: {_place(error.__cause__)}{error}") from error
+    except (Exception, SystemExit) as error:
+        # The boundary of the user's module: importing it runs code of theirs, which may raise anything.
+        lines = str(error).splitlines() or ["no message"]
+        if isinstance(error, SyntaxError) and error.msg:
+            lines = [error.msg]
+        raise ConfigError(f"{key}={spec!r}: {_place(error)}{type(error).__name__}: {lines[0]}") from error
+
+
+def _place(error: BaseException | None) -> str:
+    """``file:line: `` where importing a module went wrong, or nothing when none of its lines was reached."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    machinery = (__file__, function_transfer.__file__, importlib.__file__)
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    frames = [frame for frame in frames if frame.filename not in machinery and not frame.filename.startswith("<frozen")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

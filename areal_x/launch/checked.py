@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.config_checks import check_config
-from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import is_import_path
+from areal_x.api.errors import ConfigError, MissingExtraError
+from areal_x.api.import_paths import is_import_path, load_object
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
@@ -19,22 +20,72 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
 
     Raises:
         ConfigError: one line with the key, the value and what would be valid.
+        MissingExtraError: an optional package that the configuration asks for is not installed.
     """
     config = compose_config(source, overrides)
     if command == "sft":
         config.sft.enabled = True
     check_config(config)
+    if command == "eval" and config.model.path is None:
+        raise ConfigError("model.path is not set; add model.path=VALUE, the model to evaluate")
+    _check_extras(config)
     if config.data.path in DATA_SETS:
         load_dataset_items(config.data)
     if command != "sft":
         _check_reward_name(config)
+        _check_workflow(config)
+        _check_filter(config)
     return config
 
 
+def _check_extras(config: ExperimentConfig) -> None:
+    """Whether the optional packages are there; nothing is imported."""
+    for key, wanted, package, title in (
+        ("tensorboard", config.observe.tensorboard, "tensorboard", "TensorBoard"),
+        ("wandb", config.observe.wandb, "wandb", "Weights & Biases"),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"observe.{key}=true needs {title}: pip install 'areal-x[{key}]'")
+
+
+def _is_cheap_to_import(spec: str, key: str) -> bool:
+    """The user's own file, and what ships here, are imported to be checked. A package may load anything: it is only
+    looked for.
+
+    Raises:
+        ConfigError: there is no such package.
+    """
+    module = spec.rpartition(":")[0] or spec.rpartition(".")[0]
+    if module.endswith(".py") or module.startswith("areal_x."):
+        return True
+    package = module.partition(".")[0]
+    if not package or importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{key}={spec!r}: there is no package {package!r}; write package.module:NAME or file.py:NAME")
+    return False
+
+
+def _check_workflow(config: ExperimentConfig) -> None:
+    """The workflow is one, and takes its arguments."""
+    workflow = config.workflow
+    if _is_cheap_to_import(workflow.path, "workflow.path"):
+        from areal_x.workflow.build import load_workflow_class
+
+        load_workflow_class(workflow.path, workflow.kwargs)
+
+
+def _check_filter(config: ExperimentConfig) -> None:
+    """The filter is a function."""
+    path = config.rollout.filter
+    if path is None or not _is_cheap_to_import(path, "rollout.filter"):
+        return
+    if not callable(load_object(path, "rollout.filter")):
+        raise ConfigError(f"rollout.filter={path!r} is not a function")
+
+
 def _check_reward_name(config: ExperimentConfig) -> None:
-    """A built-in reward's name and options are known before anything starts; a user's own module is left to the run."""
+    """The reward is known, and takes its options, before anything starts."""
     reward = config.reward
-    if reward.fn is not None and is_import_path(reward.fn):
+    if reward.fn is not None and is_import_path(reward.fn) and not _is_cheap_to_import(reward.fn, "reward.fn"):
         return
     from areal_x.reward.registry import get_reward_fn
 

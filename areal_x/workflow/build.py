@@ -10,21 +10,14 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import load_object, nearest
 from areal_x.api.workflow_api import RolloutWorkflow
 
-__all__ = ["build_workflow"]
+__all__ = ["build_workflow", "load_workflow_class"]
 
 
-def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str, Any]) -> RolloutWorkflow:
-    """Import a workflow class and construct it.
-
-    Args:
-        path: ``package.module:Class``, ``package.module.Class`` or ``file.py:Class``.
-        available: what the run offers by name (``reward_fn``, ``tokenizer``, ``sampling``, ``prompt_key``, ...); the
-            constructor gets those that it takes.
-        kwargs: ``workflow.kwargs`` of the configuration; the constructor has to take all of them. They win over
-            ``available``.
+def load_workflow_class(path: str, kwargs: Mapping[str, Any]) -> type[RolloutWorkflow]:
+    """Import a workflow class; see that it is one, and that its constructor takes ``workflow.kwargs``.
 
     Raises:
-        ConfigError: nothing there, not a workflow, or constructor arguments that do not fit.
+        ConfigError: nothing there, not a workflow, or an argument that the constructor does not take.
     """
     found = load_object(path, "workflow.path")
     if not inspect.isclass(found) or not issubclass(found, RolloutWorkflow):
@@ -41,6 +34,24 @@ def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str,
             raise ConfigError(
                 f"workflow.kwargs.{key} is not an argument of {found.__name__}{nearest(key, list(parameters))}"
             )
+    return found
+
+
+def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str, Any]) -> RolloutWorkflow:
+    """Import a workflow class and construct it.
+
+    Args:
+        path: ``package.module:Class``, ``package.module.Class`` or ``file.py:Class``.
+        available: what the run offers by name (``reward_fn``, ``tokenizer``, ``sampling``, ``prompt_key``, ...); the
+            constructor gets those that it takes.
+        kwargs: ``workflow.kwargs`` of the configuration; the constructor has to take all of them. They win over
+            ``available``.
+
+    Raises:
+        ConfigError: nothing there, not a workflow, or constructor arguments that do not fit.
+    """
+    found = load_workflow_class(path, kwargs)
+    parameters = _constructor_parameters(found)
     arguments = {name: value for name, value in available.items() if name in parameters} | dict(kwargs)
     for name, parameter in parameters.items():
         if name not in arguments and parameter.default is inspect.Parameter.empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from areal_x.api.config import ExperimentConfig
-from areal_x.api.errors import ConfigError, DataError, EngineDiedError, EngineError
+from areal_x.api.errors import ConfigError, DataError, EngineDiedError, EngineError, MissingExtraError
 from areal_x.cli import build_parser, main
 
 Runner = Callable[[ExperimentConfig], int]
@@ -50,7 +51,8 @@ def raising(error: BaseException) -> Callable[[str], Runner]:
 
 @pytest.mark.parametrize(("command", "function"), [("train", "train"), ("sft", "sft"), ("eval", "evaluate")])
 def test_each_command_starts_its_function(command: str, function: str, started: list[Any]) -> None:
-    assert main([command, "--config-name", "quickstart", "seed=9"]) == 0
+    model = ["model.path=organisation/name"] if command == "eval" else []
+    assert main([command, "--config-name", "quickstart", "seed=9", *model]) == 0
     assert [(name, config.seed, config.name) for name, config in started] == [(function, 9, "quickstart")]
 
 
@@ -86,6 +88,11 @@ def test_a_dry_run_prints_the_whole_config_and_starts_nothing(started: list[Any]
         (["train", "--config-name", "quickstart", "seed=1,2"], "add --multirun"),
         (["train", "--config-name", "quickstart", "--multirun"], "--multirun without a sweep"),
         (["train", "--config-name", "quickstart", "seed=1,-2", "--multirun"], "run seed=-2: seed=-2: must be from 0"),
+        (["train", "--config-name", "quickstart", "workflow.path=areal_x.workflow.rlvr:RLVR"], "it has: "),
+        (["train", "--config-name", "quickstart", "workflow.path=no_such_package.a:B"], "no package 'no_such_package'"),
+        (["train", "--config-name", "quickstart", "workflow.kwargs.turns=2"], "workflow.kwargs.turns is not"),
+        (["train", "--config-name", "quickstart", "rollout.filter=my_filter"], "rollout.filter='my_filter'"),
+        (["eval", "--config-name", "quickstart"], "model.path is not set"),
         (["config", "show", "nope"], "no shipped config 'nope'"),
         (["report", "."], "not a run"),
         (["init-model", "out"], "add --data FILE"),
@@ -99,10 +106,50 @@ def test_bad_input_is_one_line_and_status_2(words: list[str], expected: str, sta
     assert printed.err.count("\n") == 1 and printed.out == "" and not started
 
 
+@pytest.mark.parametrize("key", ["reward.fn", "workflow.path", "rollout.filter"])
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import json\ndef mine(:\n", "mine.py:2: SyntaxError: "),
+        ("import json\nimport numppy\n", "mine.py:2: ModuleNotFoundError: No module named 'numppy'"),
+        ("raise SystemExit\n", "mine.py:1: SystemExit: "),
+        ("mine = 3\n", "mine' is not a "),
+        ("def other():\n    pass\n", "has no 'mine'; it has: other"),
+    ],
+    ids=["syntax", "import", "exit", "kind", "name"],
+)
+def test_a_broken_file_of_the_user_is_one_line(
+    key: str, source: str, expected: str, started: list[Any], capsys: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    words = ["train", "--config-name", "quickstart", f"{key}=mine.py:mine"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"areal-x: error: {key}='mine.py:mine'") and expected in error
+    assert error.count("\n") == 1 and not started
+    assert main([*words, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_extra_that_is_missing_is_bad_input(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["train", "--config-name", "quickstart", "observe.wandb=true"]) == 2
+    assert "observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'" in capsys.readouterr().err
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ConfigError("a"), 2), (DataError("a"), 2), (EngineError("a"), 1), (KeyboardInterrupt(), 130)],
-    ids=["config", "data", "engine", "interrupt"],
+    [
+        (ConfigError("a"), 2),
+        (DataError("a"), 2),
+        (MissingExtraError("a"), 2),
+        (EngineError("a"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=["config", "data", "extra", "engine", "interrupt"],
 )
 def test_the_status_says_how_a_run_ended(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -125,6 +172,20 @@ def test_debug_shows_the_traceback(by_variable: bool, monkeypatch: pytest.Monkey
         monkeypatch.setenv("AREAL_X_DEBUG", "1")
     assert main(["train", "--config-name", "quickstart", *([] if by_variable else ["--debug"])]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_log_shows_each_line_at_once() -> None:
+    code = (
+        "import sys, areal_x.cli as cli; cli._config_list = lambda a: print('shown') or sys.stdin.read() and 0; "
+        "sys.exit(cli.main(['config', 'list']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "shown\n"
+        process.stdin.close()
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,10 +116,11 @@ def test_a_file_is_an_escape_hatch_and_its_function_pickles(tmp_path: Path) -> N
         get_reward_fn(f"{spec}:scores")
 
 
-def test_what_a_module_raises_comes_through(tmp_path: Path) -> None:
-    (tmp_path / "broken_reward.py").write_text("raise RuntimeError('mine')\n")
-    with pytest.raises(RuntimeError, match="mine"):
+def test_what_a_module_raises_is_told_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "broken_reward.py").write_text("\nraise RuntimeError('mine')\n")
+    with pytest.raises(ConfigError, match=r"broken_reward\.py:2: RuntimeError: mine") as caught:
         get_reward_fn(f"{tmp_path / 'broken_reward.py'}:fn")
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.usefixtures("empty_registry")
