@@ -30,7 +30,8 @@ class MultiTurnWorkflow(RolloutWorkflow):
         max_turns: turns at most.
         turn_discount: factor of the reward for each turn after the first.
         feedback: what the model is told; a user message, or plain text where ``chat_template`` is false.
-        success_above: a reward above this ends the episode.
+        success_above: a value above this ends the episode. The value is the reward's part ``accuracy`` where the
+            reward has one, so that partial credit for the form of a wrong answer ends nothing; else the reward itself.
     """
 
     def __init__(
@@ -80,13 +81,17 @@ class MultiTurnWorkflow(RolloutWorkflow):
             responses.append(response)
             completion = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
             outcome = await self._score(text, completion, response, columns)
-            if len(responses) == self.max_turns or outcome.value is None or outcome.value > self.success_above:
+            if len(responses) == self.max_turns or outcome.value is None or self._is_success(outcome):
                 break
             text, ids = self._next_prompt(text, response)
         trajectory = Trajectory.from_responses(responses, self._discounted(outcome, len(responses)), prompt=first.text)
         generated = trajectory.input_ids[len(first.ids) :]
         trajectory.completion = completion if len(responses) == 1 else self.tokenizer.decode(generated)
         return trajectory
+
+    def _is_success(self, outcome: RewardOutcome) -> bool:
+        value = outcome.parts.get("accuracy", outcome.value)
+        return value is not None and value > self.success_above
 
     def _next_prompt(self, text: str, response: ModelResponse) -> tuple[str, IntArray]:
         """The conversation so far and the feedback; the turn's end is not repeated where the model sampled it."""

@@ -64,6 +64,19 @@ async def test_partial_credit_goes_on_below_the_success_mark(chat_tokenizer: Any
         assert trajectory.num_turns == turns
 
 
+async def test_the_form_of_a_wrong_answer_ends_nothing(chat_tokenizer: Any, scripted: Any) -> None:
+    async def composite(completions: str) -> dict[str, float]:
+        right = float(completions == "right")
+        return {"reward": 0.2 + 0.8 * right, "format": 1.0, "accuracy": right}
+
+    answers = [_ids(chat_tokenizer, "wrong"), _ids(chat_tokenizer, "right")]
+    workflow = MultiTurnWorkflow(composite, chat_tokenizer, max_turns=3)
+    trajectory = await workflow.arun_episode(scripted(answers), {"prompt": "a"})
+    assert trajectory.num_turns == 2
+    assert trajectory.outcome is not None
+    assert trajectory.outcome.value == pytest.approx(0.9)
+
+
 async def test_a_turn_that_was_cut_is_closed_by_the_template(chat_tokenizer: Any, scripted: Any) -> None:
     cut = chat_tokenizer("wron")["input_ids"]
     engine = scripted([cut, _ids(chat_tokenizer, "right")], ["length", "stop"])
