@@ -59,7 +59,7 @@ class ModelConfig:
     init: dict[str, Any] | None = None
     """Make a randomly initialised model: the arguments of ``areal-x init-model``."""
     dtype: str = "float32"
-    """``float32``, ``bfloat16`` or ``float16``."""
+    """Of the inference engine: ``float32``, ``bfloat16`` or ``float16``. Training keeps float32."""
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
     trust_remote_code: bool = False
