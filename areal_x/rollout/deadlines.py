@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections import deque
 from collections.abc import Callable
 
 from areal_x.rollout.episode import Episode
@@ -14,7 +14,7 @@ __all__ = ["EpisodeDeadlines"]
 
 class EpisodeDeadlines:
     """Episodes all have the same time, so they come due in the order in which they started: a queue and one timer
-    will do.
+    will do. Only episodes that run are in it: a finished one would stay, with all that it holds, until it came due.
 
     Args:
         seconds: time of one episode.
@@ -24,15 +24,19 @@ class EpisodeDeadlines:
     def __init__(self, seconds: float, on_due: Callable[[Episode], None]) -> None:
         self.seconds = seconds
         self._on_due = on_due
-        self._queue: deque[Episode] = deque()
+        self._queue: dict[Episode, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, episode: Episode, now: float) -> None:
-        """Give an episode its time from ``now`` on; its ``task`` is None once it runs no longer."""
+        """Give an episode its time from ``now`` on, until ``remove``."""
         episode.deadline = now + self.seconds
-        self._queue.append(episode)
+        self._queue[episode] = None
         if self._timer is None:
             self._arm()
+
+    def remove(self, episode: Episode) -> None:
+        """The episode runs no longer."""
+        self._queue.pop(episode, None)
 
     def stop(self) -> None:
         """Watch no more."""
@@ -42,16 +46,16 @@ class EpisodeDeadlines:
             self._timer = None
 
     def _arm(self) -> None:
-        delay = self._queue[0].deadline - time.monotonic()
+        delay = next(iter(self._queue)).deadline - time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(max(delay, 0.0), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
         now = time.monotonic()
-        queue = self._queue
-        while queue and (queue[0].task is None or queue[0].deadline <= now):
-            episode = queue.popleft()
+        due = list(itertools.takewhile(lambda episode: episode.deadline <= now, self._queue))
+        for episode in due:
+            self.remove(episode)
             if episode.task is not None and not episode.task.done():
                 self._on_due(episode)
-        if queue and self._timer is None:
+        if self._queue and self._timer is None:
             self._arm()

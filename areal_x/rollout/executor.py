@@ -308,11 +308,11 @@ class RolloutExecutor:
 
     def _settle(self, episode: Episode, task: asyncio.Task[Any] | None) -> None:
         """An episode runs no longer: account for it, and for its group if it was the last. No task: its time is up."""
-        episode.finished_at = time.monotonic()
-        episode.task = None
+        episode.finished_at, episode.task = time.monotonic(), None
+        self._deadlines.remove(episode)
         self.budget.on_episode_ended()
         if self._lockstep is not None:
-            self._lockstep.on_episode_ended()
+            self._lockstep.on_episode_ended(episode)
         pending = episode.group
         pending.num_open -= 1
         if self._stopped:

@@ -85,6 +85,8 @@ class EpisodeLedger:
             counts.cancelled += 1
         if self._on_record is not None:
             self._on_record(_record(episode, end, reason))
+        # The group, if there is one, has them; a hung workflow may keep this object alive for long.
+        episode.trajectories = None
 
     def close_all(self, episodes: Iterable[Episode], end: EpisodeEnd, reason: str | None = None) -> None:
         """Several episodes reached the same end."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from areal_x.api.engine_api import InferenceEngine
-from areal_x.api.errors import EngineError
+from areal_x.api.errors import EngineError, RequestError
 from areal_x.api.records import ModelRequest, ModelResponse
 from areal_x.rollout.episode import Episode
 
@@ -65,9 +65,13 @@ class Lockstep:
         """An episode is live from now on."""
         self._num_live += 1
 
-    def on_episode_ended(self) -> None:
-        """An episode is not live any more."""
+    def on_episode_ended(self, episode: Episode) -> None:
+        """The episode is not live any more; requests that its workflow left behind are refused."""
         self._num_live -= 1
+        for waiting in [waiting for waiting in self._waiting if waiting.episode is episode]:
+            self._waiting.remove(waiting)
+            if not waiting.response.done():
+                waiting.response.set_exception(_episode_is_over(episode))
 
     def is_waiting(self, episode: Episode) -> bool:
         """Whether the episode waits for a round that has not been sent."""
@@ -80,7 +84,14 @@ class Lockstep:
             self._round = asyncio.get_running_loop().create_task(self._run_round(batch), name="lockstep round")
 
     async def agenerate(self, episode: Episode, request: ModelRequest) -> ModelResponse:
-        """Wait for the round, and for the response to ``request`` in it."""
+        """Wait for the round, and for the response to ``request`` in it.
+
+        Raises:
+            RequestError: the episode is over. A workflow can outlive it, by catching the cancellation at its deadline.
+                Its requests must not join a round, which is complete when all *live* episodes wait.
+        """
+        if episode.finished_at:
+            raise _episode_is_over(episode)
         turn = episode.num_turns
         episode.num_turns += 1
         if request.sampling.seed is None:
@@ -128,6 +139,10 @@ class Lockstep:
                 waiting.response.set_result(result)
             else:
                 waiting.response.set_exception(result)
+
+
+def _episode_is_over(episode: Episode) -> RequestError:
+    return RequestError(f"episode {episode.episode_id} is over; its workflow must not generate any more")
 
 
 class LockstepGenerator:

@@ -13,7 +13,7 @@ from areal_x.api.engine_api import Generator
 from areal_x.api.errors import ConfigError, EngineDiedError, FailureBudgetError
 from areal_x.api.records import Trajectory
 from areal_x.api.reward_api import RewardError, RewardOutcome
-from areal_x.engine.inference.scripted import ScriptedEngine
+from areal_x.engine.inference.scripted import ScriptedCompletion, ScriptedEngine
 from areal_x.rollout.failure_budget import FailureBudget
 from areal_x.rollout.groups import FailurePolicy
 
@@ -165,6 +165,38 @@ async def test_an_episode_that_hangs_is_cancelled_at_its_deadline() -> None:
     assert executor.counts.first_tracebacks["episode_timeout"] == (
         "episode 0-0 took too long; see rollout.episode_timeout_seconds=0.1"
     )
+
+
+async def test_finished_episodes_are_not_kept_until_they_come_due() -> None:
+    class FirstHangs(CountingWorkflow):
+        async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Any:
+            if data["n"] == 0:
+                await asyncio.sleep(30)
+            return await super().arun_episode(engine, data)
+
+    records: list[Any] = []
+    executor = make_executor(
+        ScriptedEngine(lambda request: ScriptedCompletion([1])), FirstHangs(), on_record=records.append
+    )
+    most = 0
+    async with running(executor):
+        for version in range(30):
+            await executor.next_batch(version)
+            most = max(most, len(executor._deadlines._queue))
+            executor.on_published(version + 1)
+    assert len(records) >= 240
+    assert most <= executor.num_running_episodes + 2 * 4 * 4
+
+
+async def test_an_accounted_episode_holds_no_trajectories() -> None:
+    kept: list[Any] = []
+    executor = make_executor()
+    close = executor._ledger.close
+    executor._ledger.close = lambda episode, *rest: (close(episode, *rest), kept.append(episode))[0]  # type: ignore
+    async with running(executor):
+        groups = await executor.next_batch(0)
+    assert all(group.trajectories for group in groups)
+    assert len(kept) >= 8 and all(episode.trajectories is None for episode in kept)
 
 
 async def test_a_deadline_frees_the_engine_s_slot() -> None:

@@ -139,3 +139,35 @@ async def test_an_episode_cancelled_while_it_waits_holds_nobody_up() -> None:
         groups = await executor.next_batch(0)
     assert [group.group_id for group in groups] == [1, 2]
     assert executor.counts.failed == {"episode_timeout": 1}
+
+
+@pytest.mark.parametrize("shielded", [False, True])
+async def test_a_workflow_that_outlives_its_episode_joins_no_round(shielded: bool) -> None:
+    """A hung tool, after whose cancellation the workflow tries again; or a request that no cancellation reaches."""
+    refused: list[BaseException] = []
+
+    class Zombie(UnevenTurns):
+        async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory | None:
+            if data["n"] == 0:
+                request = ModelRequest(np.array([1, 2]))
+                left_behind = asyncio.ensure_future(engine.agenerate(request)) if shielded else None
+                try:
+                    await asyncio.sleep(30)
+                except asyncio.CancelledError:
+                    pass
+                try:
+                    await (left_behind or engine.agenerate(request))
+                except RequestError as error:
+                    refused.append(error)
+                    raise
+            return await super().arun_episode(engine, data)
+
+    executor = make_executor(
+        BatchEngine(), Zombie(0), groups_per_step=2, group_size=2, max_staleness=0, episode_timeout_seconds=0.15
+    )
+    async with running(executor):
+        groups = await asyncio.wait_for(executor.next_batch(0), 10)
+        assert len(groups) == 2
+    assert executor.counts.failed["episode_timeout"] == 2
+    if not shielded:
+        assert len(refused) == 2 and "is over" in str(refused[0])
