@@ -45,8 +45,8 @@ test: lint ## lint, then all tests but the long proofs
 	$(BIN)/python -m pytest -m "not soak" tests/guards tests/config tests/cli tests/data
 	$(BIN)/python -m pytest -m "not soak" --ignore tests/guards --ignore tests/config --ignore tests/cli --ignore tests/data
 
-soak: $(STAMPS)/dev ## the long proofs
-	$(BIN)/python -m pytest -m soak
+soak: $(STAMPS)/dev ## the long proofs; their figures go to docs/benchmarks
+	AREAL_X_SOAK_OUT=$(CURDIR)/docs/benchmarks $(BIN)/python -m pytest -m soak
 
 bench: $(STAMPS)/bench ## all benchmarks; each prints its figure, the bound and the baseline
 	$(BIN)/python benchmarks/run_all.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,5 +20,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_poison.py"
 def test_poison(loop, scale):
     command = [sys.executable, str(SCRIPT), "--scale", str(scale), "--loop", loop]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    folder = os.environ.get("AREAL_X_SOAK_OUT")
+    if folder and scale == 1.0:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        head = "# Misbehaving rewards in full number\n\nWritten by `make soak`.\n"
+        text = f"{head}\n```text\n{done.stdout.rstrip()}\n```\n"
+        (Path(folder) / "poison.md").write_text(text, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bench_poison: PASS" in done.stdout
