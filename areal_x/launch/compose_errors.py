@@ -72,4 +72,17 @@ def _preset_not_found(name: str, source: Path) -> ConfigError:
     group, _, preset = name.rpartition("/")
     choices = config_groups(source.parent).get(group, []) if group else config_names()
     kind = f"preset {preset!r} of {group}" if group else f"config {preset!r}"
-    return ConfigError(f"no {kind}{nearest(preset, choices)}")
+    return ConfigError(f"{_where_defaults_name(source, preset)}no {kind}{nearest(preset, choices)}")
+
+
+def _where_defaults_name(source: Path, preset: str) -> str:
+    """``file:line: `` where the file's ``defaults`` name the preset, or nothing when an override did."""
+    name = re.compile(rf"(?<![\w.-]){re.escape(preset)}(?![\w.-])")
+    in_defaults = False
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+        content = line.partition("#")[0]
+        if content[:1] not in ("", " ", "-", "]", "}"):
+            in_defaults = content.startswith("defaults:")
+        if in_defaults and name.search(content):
+            return f"{source}:{number}: "
+    return ""
