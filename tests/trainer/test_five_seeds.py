@@ -45,8 +45,8 @@ def write_table(rows: list[str]) -> None:
     lines = [
         "# The quickstart with five seeds",
         "",
-        "Written by `make soak`. Each row is one run of `areal-x train --config-name quickstart seed=N`, asked to begin",
-        f"between {LOWEST_BEFORE} and {HIGHEST_BEFORE}, to end at {LOWEST_AFTER} or above, and to take less than "
+        "Written by `make soak`. Each row is one run of `areal-x train --config-name quickstart seed=N`, asked to",
+        f"begin between {LOWEST_BEFORE} and {HIGHEST_BEFORE}, to end at {LOWEST_AFTER} or above, and to take less than "
         f"{MOST_SECONDS:.0f} seconds.",
         "Accuracy is on held-out items. Samples per second count from the sixth step on.",
         "",
