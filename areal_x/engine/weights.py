@@ -108,13 +108,16 @@ class SharedWeights:
         self._write_lock = threading.Lock()
 
     @classmethod
-    def create(cls, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> SharedWeights:
+    def create(
+        cls, named_tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None = None
+    ) -> SharedWeights:
         """Allocate room for two copies of these tensors; nothing is published yet.
 
         Args:
             named_tensors: names, shapes and types to hold; tied tensors once, under any of their names.
+            dtype: type to hold them in; writing casts. Default: each tensor's own.
         """
-        specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors]
+        specs = [TensorSpec(name, tuple(tensor.shape), dtype or tensor.dtype) for name, tensor in named_tensors]
         if len({spec.name for spec in specs}) != len(specs):
             raise EngineError("weights to share name a tensor twice")
         if hasattr(os, "memfd_create"):
@@ -149,19 +152,23 @@ class SharedWeights:
     def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Write ``version`` and make it the newest. Types are cast to those given at creation.
 
+        All names and shapes are checked before the first byte is written.
+
         Raises:
             EngineError: a tensor is missing, unknown or of another shape; the newest version stays what it was.
         """
         with self._write_lock:
+            tensors = self._checked(named_tensors)
             words = self._shared.words
             target = self._choose_target()
             if int(words[_LATEST]) == target:
                 words[_LATEST] = 1 - target
-            # An odd number here is what a write that failed half-way left behind.
+            # An odd number here is what a write that was interrupted half-way left behind.
             sequence = (int(words[_SEQUENCE + target]) + 1) | 1
             words[_SEQUENCE + target] = sequence
             _fence()
-            self._fill(self._shared.buffers[target], named_tensors)
+            for name, tensor in tensors.items():
+                self._shared.buffers[target][name].copy_(tensor.detach())
             words[_VERSION + target] = version
             _fence()
             words[_SEQUENCE + target] = sequence + 1
@@ -181,18 +188,19 @@ class SharedWeights:
             return latest
         return 1 - latest
 
-    def _fill(self, buffer: Mapping[str, torch.Tensor], named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        missing = dict.fromkeys(buffer)
-        for name, tensor in named_tensors:
+    def _checked(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        tensors = dict(named_tensors)
+        buffer = self._shared.buffers[0]
+        for name, tensor in tensors.items():
             target = buffer.get(name)
             if target is None:
                 raise EngineError(f"weight {name!r} is not part of the shared weights")
             if target.shape != tensor.shape:
                 raise EngineError(f"weight {name!r} has shape {tuple(tensor.shape)}, shared is {tuple(target.shape)}")
-            target.copy_(tensor.detach())
-            missing.pop(name, None)
+        missing = [name for name in buffer if name not in tensors]
         if missing:
-            raise EngineError(f"weight {next(iter(missing))!r} was not written ({len(missing)} missing)")
+            raise EngineError(f"weight {missing[0]!r} was not written ({len(missing)} missing)")
+        return tensors
 
     def close(self) -> None:
         """Close the descriptor; the memory goes when the last process that maps it ends. Safe to call twice."""

@@ -135,8 +135,8 @@ def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
 
 
 def share_weights(train_engine: FSDPEngine, stack: AsyncExitStack) -> SharedWeights:
-    """Shared memory for the weights that inference engines on this machine take."""
-    shared = SharedWeights.create(train_engine.named_weights())
+    """Shared memory for the weights that inference engines on this machine take, of the type they compute in."""
+    shared = SharedWeights.create(train_engine.named_weights(), train_engine.inference_dtype)
     stack.callback(shared.close)
     return shared
 

@@ -250,3 +250,21 @@ async def test_keep_leaves_the_prefix_as_it_was(tmp_path: Path) -> None:
                 assert_spans_are_exact(running, response)
     finally:
         await running.engine.close()
+
+
+async def test_an_engine_of_16_bits_takes_weights_trained_in_32(tmp_path: Path) -> None:
+    policy = save_model(tmp_path)
+    shared = SharedWeights.create(policy.named_parameters(), torch.bfloat16)
+    engine = EmbeddedEngine(
+        tmp_path, num_slots=2, max_length=64, device="cpu", dtype="bfloat16", weights=shared, initial_version=-1
+    )
+    await engine.start()
+    sync = SharedMemorySync(policy.named_parameters, shared, [engine])
+    perturb(policy, 1)
+    await sync.stage(0)
+    await sync.publish(0)
+    response = await engine.agenerate(request(max_new_tokens=8))
+    await engine.close()
+    shared.close()
+    assert [span.version for span in response.version_spans] == [0]
+    np.testing.assert_allclose(response.logprobs, plain_logprobs(policy, response), atol=0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,19 @@ class InterferingTargets(dict[str, torch.Tensor]):
         if name == "b" and self.actions:
             self.actions.pop(0)()
         return super().__getitem__(name)
+
+
+class ActingTensor:
+    """Stands for a tensor of the writer's; runs an action when its turn to be written comes."""
+
+    def __init__(self, tensor: torch.Tensor, action: Callable[[], Any]) -> None:
+        self.tensor = tensor
+        self.action = action
+        self.shape = tensor.shape
+
+    def detach(self) -> torch.Tensor:
+        self.action()
+        return self.tensor
 
 
 @pytest.fixture
@@ -107,13 +120,11 @@ def test_a_reader_in_the_middle_of_a_write_gets_the_version_before(shared: Share
     shared.write(1, named(1))
     seen = []
 
-    def half_way() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in named(2):
-            yield name, tensor
-            targets = empty_targets()
-            seen.append((reader.copy_into(targets, 1), only_value(targets)))
+    def look() -> None:
+        targets = empty_targets()
+        seen.append((reader.copy_into(targets, 1), only_value(targets)))
 
-    shared.write(2, half_way())
+    shared.write(2, [(name, ActingTensor(tensor, look)) for name, tensor in named(2)])
     assert seen == [(1, 1.0)] * 3
 
 
@@ -138,10 +149,8 @@ def test_every_interleaving_gives_whole_versions(steps: list[str]) -> None:
         weights.write(newest + 1, named(newest + 1))
         newest += 1
 
-    def write_slowly() -> Iterator[tuple[str, torch.Tensor]]:
-        for item in named(newest + 1):
-            yield item
-            read()
+    def write_slowly() -> Iterator[tuple[str, ActingTensor]]:
+        return ((name, ActingTensor(tensor, read)) for name, tensor in named(newest + 1))
 
     for step in steps:
         match step:
@@ -198,6 +207,31 @@ def test_wrong_tensors_are_refused(shared: SharedWeights) -> None:
     with pytest.raises(EngineError, match="twice"):
         SharedWeights.create([("a", torch.zeros(1)), ("a", torch.zeros(1))])
     assert shared.version is None
+
+
+def test_a_refused_write_into_the_newest_buffer_changes_nothing(shared: SharedWeights) -> None:
+    """While a reader copies the older buffer the writer's target is the newest one, which must survive bad tensors."""
+    reader = WeightsReader(shared.new_reader())
+    shared.write(1, named(1))
+    shared.write(2, named(2))
+    claims = shared._shared.words[8:]
+    claims[0] = 1 + (1 - int(shared._shared.words[0]))
+    with pytest.raises(EngineError, match="not written"):
+        shared.write(3, [("a", torch.zeros(3, 5))])
+    assert shared.version == 2
+    targets = empty_targets()
+    assert reader.copy_into(targets, 2) == 2 and only_value(targets) == 2
+
+
+def test_weights_can_be_held_in_another_type() -> None:
+    shared = SharedWeights.create(named(0), torch.bfloat16)
+    reader = WeightsReader(shared.new_reader())
+    assert {spec.dtype for spec in reader.specs} == {torch.bfloat16} and shared.num_bytes == 2 * (15 + 7 + 1)
+    shared.write(1, named(3))
+    targets = {name: tensor.bfloat16() for name, tensor in empty_targets().items()}
+    reader.copy_into(targets, 1)
+    assert only_value(targets) == 3.0
+    shared.close()
 
 
 def test_a_version_that_is_not_written_is_an_error_after_the_deadline(shared: SharedWeights) -> None:

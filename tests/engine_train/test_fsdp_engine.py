@@ -270,6 +270,31 @@ def test_saved_policy_loads_anywhere(make_model, make_batch, tmp_path: Path) -> 
         other.load(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_that_are_trained_keep_float32(make_model, make_batch, dtype: str) -> None:
+    train = TrainConfig(micro_batch_tokens=64, learning_rate=1e-6, warmup_steps=0, weight_decay=0.0)
+    engine = FSDPEngine(
+        make_model(), train, AlgorithmConfig(kl_coefficient=0.1), ModelConfig(dtype=dtype, device="cpu")
+    )
+    assert engine.reference is not None and engine.reference.dtype == torch.float32
+    assert {tensor.dtype for _, tensor in engine.named_weights()} == {torch.float32}
+    name = "model.layers.0.mlp.up_proj.weight"
+    before = dict(engine.named_weights())[name].clone()
+    engine.train_step(make_batch([4, 4]))
+    after = dict(engine.named_weights())[name]
+    # The first step of Adam moves each weight by the learning rate, which a weight of 16 bits would not notice.
+    assert (after != before).float().mean() > 0.9
+
+
+def test_loading_throws_accumulated_gradients_away(make_model, make_batch) -> None:
+    path = make_model()
+    engine = make_engine(path)
+    engine.accumulate(make_batch([3]))
+    engine.load(path)
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+    assert engine.apply()["train/skipped_steps"] == 1
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_named_weights_give_tied_ones_once(make_model, tied: bool) -> None:
     names = [name for name, _ in make_engine(make_model(tied=tied)).named_weights()]

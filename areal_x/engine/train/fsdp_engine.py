@@ -25,7 +25,7 @@ from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.logprob import chunked_logprobs
 from areal_x.engine.train.loss import policy_loss
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
-from areal_x.engine.train.policy import embedding_rows, load_policy, output_head, packed_hidden_states
+from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, output_head, packed_hidden_states
 from areal_x.engine.train.schedule import scheduled_learning_rate
 from areal_x.engine.train.step_totals import StepTotals
 
@@ -41,7 +41,7 @@ class FSDPEngine(TrainEngine):
         model_path: directory in Hugging Face format, or a hub name (text).
         train: optimiser, schedule, token budgets and threads. ``num_threads`` is applied here, once, on a CPU.
         algorithm: the objective.
-        model: type of numbers and device.
+        model: device, and the type of numbers of the inference engines that take the weights; training keeps float32.
         temperature: of the sampling whose log-probabilities are trained.
         reference_path: the KL term's reference. Default: the policy as it is loaded now.
 
@@ -67,6 +67,9 @@ class FSDPEngine(TrainEngine):
         self._algorithm = algorithm
         self.model = load_policy(model_path, model)
         self.device = self.model.device
+        self.inference_dtype = DTYPES[model.dtype]
+        """What engines that take ``named_weights`` compute in."""
+        self._trust_remote_code = model.trust_remote_code
         if self.device.type == "cpu":
             torch.set_num_threads(train.num_threads)
         self.reference: PreTrainedModel | None = None
@@ -205,17 +208,22 @@ class FSDPEngine(TrainEngine):
             yield name, parameter.detach()
 
     def save(self, path: Path) -> None:
-        """Write the policy (weights and config, no tokenizer) in Hugging Face format."""
+        """Write the policy (float32 weights and config, no tokenizer) in Hugging Face format."""
         self.model.save_pretrained(path)
 
     def load(self, path: Path) -> None:
         """Read weights into the policy in place, so that the optimiser goes on with them.
 
+        Gradients that were accumulated belong to the old weights and are thrown away.
+
         Raises:
             EngineError: the directory holds no model, or one of other names or shapes.
         """
+        self.discard()
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(path, dtype=self.model.dtype)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path, dtype=self.model.dtype, trust_remote_code=self._trust_remote_code
+            )
             self.model.load_state_dict(loaded.state_dict())
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
