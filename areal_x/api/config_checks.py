@@ -184,6 +184,10 @@ def _check_sampling(key: str, sampling: SamplingConfig, training: bool) -> None:
     if not 0 < sampling.top_p <= 1:
         raise _fail(f"{key}.top_p", sampling.top_p, "must be above 0 and at most 1")
     _at_least(f"{key}.top_k", sampling.top_k, 0)
+    for name, value, whole in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
+        if training and value != whole:
+            why = "training needs untruncated samples, because its log-probabilities are those of temperature alone"
+            raise _fail(f"{key}.{name}", value, f"{why}; use {whole}")
     if any(not text for text in sampling.stop):
         raise _fail(f"{key}.stop", sampling.stop, "a stop string must not be empty")
     if any(token < 0 for token in sampling.stop_token_ids):
