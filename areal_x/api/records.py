@@ -70,7 +70,10 @@ def versions_from_spans(spans: Iterable[VersionSpan], length: int) -> IntArray:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample a completion. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1.0`` mean no truncation."""
+    """How to sample a completion. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1.0`` mean no truncation.
+
+    Lists of stops become tuples, so that the parameters can be hashed.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -82,6 +85,12 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end a completion, found in its decoded text. The tokens that made the string are kept."""
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise TypeError(f"stop={self.stop!r} is one string; give a list or a tuple of strings")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", tuple(self.stop))
 
 
 @dataclass(slots=True)
