@@ -45,8 +45,8 @@ from areal_x.rollout.parts import max_ready_groups
 BATCH = SLOTS = 256
 SIGMA = 1.0
 STALENESS = 4
-PART_SAMPLES = 8
-"""What the trainer takes at a time by default with ``train.micro_batch_tokens=16384, rollout.max_length=2048``."""
+PART_SAMPLES = 4
+"""What the trainer takes at a time by default with ``train.micro_batch_tokens=16384, rollout.max_length=4096``."""
 MEAN_TOKENS = 100
 ASK_SPEED, ASK_MASKED = 0.93, 1.2
 PROMPT = np.array([1], dtype=np.int32)

@@ -170,20 +170,20 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     reward = await roles.make_reward(config, run.data, stack)
     model_path = roles.prepare_model(config, run.directory, run.data)
     tokenizer = roles.load_tokenizer(config, model_path)
-    thread = TrainerThread()
-    stack.callback(thread.close)
+    workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
+    thread = run.thread
     train_engine = await thread.call(roles.make_train_engine, config, model_path)
     shared = roles.share_weights(train_engine, stack)
     engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
     weight_sync = SharedMemorySync(train_engine.named_weights, shared, [engine])
     await engine.start()
-    await session.supervise(run, tokenizer, train_engine, thread)
+    await session.supervise(run, tokenizer, train_engine)
     train = config.train
     train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
     await publish(train_engine, weight_sync)
 
     def make_trainer(trained: Any, reporter: Any) -> tuple[Trainer, RolloutExecutor]:
-        executor = session.make_executor(run, tokenizer, reward, engine, trained.version)
+        executor = session.make_executor(run, workflow, None, engine, trained.version)
         trainer = Trainer(
             config,
             executor=executor,
@@ -192,7 +192,7 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
             weight_sync=weight_sync,
             thread=thread,
             reporter=reporter,
-            evaluate=session.make_evaluator(run, tokenizer, reward, engine).evaluate,
+            evaluate=session.make_evaluator(run, workflow, engine).evaluate,
         )
         return trainer, executor
 

@@ -6,17 +6,17 @@
 
 Everything happens on one event loop, in callbacks; nothing polls.
 
-* **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, a free engine slot (or a short
-  queue), and not too many ready groups. It is unblocked by the end of a request, of an episode, of a group, by
-  ``next_*`` and by ``on_published``. It produces tasks, one for each episode.
+* **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, an engine slot or its queue, and
+  not too many ready groups. It is unblocked by the end of a request, an episode or a group, by ``next_*`` and
+  ``on_published``. It produces tasks, one for each episode.
 * **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing.
 * **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens
   that are too old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
 
 Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it
 waits, while a short one can wait. Why few ready groups (``max_ready_groups``): what waits, ages. A small store is
-enough, since it only has to cover the difference between the engine's and the trainer's pace. Why a short queue at
-the engine: what waits there has no tokens yet and so does not age, and it refills a slot at once.
+enough, since it only has to cover the difference between the engine's and the trainer's pace. Why a queue at the
+engine: what waits there has no tokens yet, so does not age, and it refills a slot while this process is busy.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ class RolloutExecutor:
         self._on_group = on_group
         self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
         self._ready_limit = ReadyLimit(max_ready_groups, groups_per_step)
-        self._max_requests = config.num_slots + max(config.group_size, config.num_slots // 4)
+        queue = config.num_slots if max_ready_groups is None else max(config.group_size, config.num_slots // 4)
+        self._max_requests = config.num_slots + queue
         self._traffic = EngineTraffic(engine, self._schedule_tick)
         use_lockstep = max_staleness == 0 if lockstep is None else lockstep
         self._lockstep = Lockstep(engine, seed, self._schedule_tick) if use_lockstep else None
         self._deadlines = EpisodeDeadlines(config.episode_timeout_seconds, self._on_due)
-
         self._episodes: dict[asyncio.Task[Any], Episode] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._open_groups: dict[int, PendingGroup] = {}
