@@ -61,8 +61,14 @@ def load_object(spec: str, key: str) -> Any:
 def _place(error: BaseException | None) -> str:
     """``file:line: `` where importing a module went wrong, or nothing when none of its lines was reached."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: "
+        return f"{_from_here(error.filename)}:{error.lineno}: "
     machinery = (__file__, function_transfer.__file__, importlib.__file__)
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     frames = [frame for frame in frames if frame.filename not in machinery and not frame.filename.startswith("<frozen")]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    return f"{_from_here(frames[-1].filename)}:{frames[-1].lineno}: " if frames else ""
+
+
+def _from_here(file: str) -> str:
+    """A file in the working directory by its path from there."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -110,9 +110,9 @@ def test_bad_input_is_one_line_and_status_2(words: list[str], expected: str, sta
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import json\ndef mine(:\n", "mine.py:2: SyntaxError: "),
-        ("import json\nimport numppy\n", "mine.py:2: ModuleNotFoundError: No module named 'numppy'"),
-        ("raise SystemExit\n", "mine.py:1: SystemExit: "),
+        ("import json\ndef mine(:\n", ": mine.py:2: SyntaxError: "),
+        ("import json\nimport numppy\n", ": mine.py:2: ModuleNotFoundError: No module named 'numppy'"),
+        ("raise SystemExit\n", ": mine.py:1: SystemExit: "),
         ("mine = 3\n", "mine' is not a "),
         ("def other():\n    pass\n", "has no 'mine'; it has: other"),
     ],
