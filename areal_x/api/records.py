@@ -207,7 +207,11 @@ class Trajectory:
 
 @dataclass(slots=True)
 class TrajectoryGroup:
-    """All samples of one prompt that are to be trained. ``rewards`` are final scalars, one for each trajectory."""
+    """All samples of one prompt that are to be trained.
+
+    ``rewards`` float32, one final scalar for each trajectory. NaN marks a sample whose score failed and which is masked
+    (``reward.on_failure=mask``): nothing of it is trained, its advantage is 0, and no mean or deviation counts it.
+    """
 
     group_id: int
     trajectories: list[Trajectory]

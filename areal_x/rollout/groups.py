@@ -96,7 +96,7 @@ def assemble_group(pending: PendingGroup, policy: FailurePolicy, min_samples: in
     """Apply ``policy`` to the failed scores of a complete group. Episodes that failed or were rejected before are not
     in it.
 
-    A masked sample gets the mean of the good rewards, so that it moves no baseline and has no advantage.
+    A masked sample has the reward NaN: a number in its place would move the baseline or shrink the deviation.
 
     Raises:
         RewardError: a score failed and the policy is ``raise``.
@@ -139,12 +139,11 @@ def _make_group(
         for trajectory in episode.trajectories or ():
             trajectories.append(trajectory)
             rewards.append(_reward_of(trajectory, policy))
-    baseline = sum(rewards) / len(rewards)
     for episode in masked:
         for trajectory in episode.trajectories or ():
             trajectory.loss_mask[:] = False
             trajectories.append(trajectory)
-            rewards.append(baseline)
+            rewards.append(float("nan"))
     for episode in (*good, *masked):
         for trajectory in episode.trajectories or ():
             trajectory.group_id = pending.group_id

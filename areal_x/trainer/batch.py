@@ -39,15 +39,16 @@ def build_batch(groups: Sequence[TrajectoryGroup], *, normalize_std: bool) -> tu
 
 
 def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Mean reward, its parts, and the shape of the samples of one step."""
+    """Mean reward, its parts, and the shape of the samples of one step. Masked samples (reward NaN) have no reward."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards = np.concatenate([group.rewards for group in groups])
+    rewards_of_groups = [group.rewards[~np.isnan(group.rewards)] for group in groups]
+    rewards = np.concatenate(rewards_of_groups)
     num_generated = np.array([count_sampled(trajectory) for trajectory in trajectories])
     reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
     metrics = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "rollout/uniform_groups": float(np.mean([np.ptp(group.rewards) == 0 for group in groups])),
+        "rollout/uniform_groups": float(np.mean([np.ptp(values) == 0 for values in rewards_of_groups])),
         "rollout/completion_tokens": float(num_generated.mean()),
         "rollout/truncated_share": reasons["length"] / len(trajectories),
         "rollout/num_turns": float(np.mean([trajectory.num_turns for trajectory in trajectories])),

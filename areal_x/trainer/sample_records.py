@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +14,15 @@ __all__ = ["choose_rows", "sample_records"]
 
 
 def choose_rows(rewards: Sequence[float], count: int, seed: int) -> list[int]:
-    """Indices of the best, the worst and random samples, each once; ``count`` in all, or all if it is negative."""
+    """Indices of the best, the worst and random samples, each once; ``count`` in all, or all if it is negative.
+
+    Samples without a reward (NaN) are neither the best nor the worst, unless no others are left.
+    """
     if count < 0 or count >= len(rewards):
         return list(range(len(rewards)))
-    order = sorted(range(len(rewards)), key=rewards.__getitem__)
+    scored = sorted((row for row in range(len(rewards)) if not math.isnan(rewards[row])), key=rewards.__getitem__)
+    half = len(scored) // 2
+    order = [*scored[:half], *(row for row in range(len(rewards)) if math.isnan(rewards[row])), *scored[half:]]
     num_best = (count + 2) // 3
     num_worst = (count + 1) // 3
     best, middle, worst = (
@@ -45,7 +51,7 @@ def sample_records(
             decode_tokens(trajectories[row].input_ids),
             step=step,
             version=version,
-            reward=rewards[row],
+            reward=None if math.isnan(rewards[row]) else rewards[row],
             advantage=float(advantages_S[row]),
         )
         for row in choose_rows(rewards, count, seed=step)

@@ -15,4 +15,4 @@ def test_lists_of_stops_become_tuples() -> None:
     assert (sampling.stop, sampling.stop_token_ids) == (("\n", "END"), (1, 2))
     assert hash(sampling) == hash(SamplingParams(stop=("\n", "END"), stop_token_ids=(1, 2)))
     with pytest.raises(TypeError, match="one string"):
-        SamplingParams(**{"stop": "END"})
+        SamplingParams(stop="END")

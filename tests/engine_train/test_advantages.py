@@ -51,9 +51,18 @@ def test_worked_by_hand() -> None:
     np.testing.assert_array_equal(spread_to_tokens([1.5, -2], [2, 3]), np.float32([1.5, 1.5, -2, -2, -2]))
 
 
-def test_failed_scores_are_refused() -> None:
-    with pytest.raises(ValueError, match="reward 1 is not finite"):
-        group_advantages([0.0, float("nan")], [0, 0])
+@given(samples, st.lists(st.integers(0, 39)), st.booleans())
+def test_masked_samples_are_as_if_absent(pairs: list[tuple[float, int]], masked: list[int], normalize: bool) -> None:
+    rewards, groups = np.array([p[0] for p in pairs], dtype=np.float64), np.array([p[1] for p in pairs])
+    is_masked = np.isin(np.arange(len(pairs)), masked)
+    got = group_advantages(np.where(is_masked, np.nan, rewards), groups, normalize)
+    assert (got[is_masked] == 0).all()
+    np.testing.assert_array_equal(got[~is_masked], group_advantages(rewards[~is_masked], groups[~is_masked], normalize))
+
+
+def test_impossible_rewards_are_refused() -> None:
+    with pytest.raises(ValueError, match="reward 1 is infinite"):
+        group_advantages([0.0, float("inf")], [0, 0])
     with pytest.raises(ValueError, match="one length"):
         group_advantages([0.0, 1.0], [0])
 

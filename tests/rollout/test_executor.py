@@ -136,7 +136,11 @@ def test_episodes_are_conserved(seed: int, group_size: int, on_failure: str, sta
                 groups = await executor.next_batch(version)
                 assert len(groups) == 3
                 assert all(len(group.rewards) == len(group.trajectories) > 0 for group in groups)
-                assert all(np.isfinite(group.rewards).all() for group in groups)
+                for group in groups:
+                    masked = np.isnan(group.rewards)
+                    assert np.isfinite(group.rewards[~masked]).all() and (on_failure == "mask" or not masked.any())
+                    trained = zip(group.trajectories, masked, strict=True)
+                    assert not any(trajectory.loss_mask.any() for trajectory, is_masked in trained if is_masked)
                 executor.check_conservation()
                 await engine.update_weights(version + 1)
                 executor.on_published(version + 1)

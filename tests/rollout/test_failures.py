@@ -60,7 +60,7 @@ async def test_mask_keeps_the_sample_out_of_loss_and_baseline() -> None:
     )
     async with running(executor):
         (group,) = await executor.next_batch(0)
-    assert group.rewards.tolist() == [1.0, 3.0, 2.0]
+    np.testing.assert_array_equal(group.rewards, [1.0, 3.0, np.nan])
     assert [bool(trajectory.loss_mask.any()) for trajectory in group.trajectories] == [True, True, False]
     assert executor.counts.trained == 2
     assert executor.counts.failed == {"reward_crash": 1}

@@ -20,7 +20,7 @@ from areal_x.api.reward_records import RewardOutcome
 from areal_x.trainer.batch import build_batch, reward_metrics
 from areal_x.trainer.evaluation import evaluation_metrics
 from areal_x.trainer.run_directory import create_run_directory
-from areal_x.trainer.sample_records import choose_rows
+from areal_x.trainer.sample_records import choose_rows, sample_records
 from areal_x.trainer.step_clock import BusyTotals, StepClock
 from areal_x.trainer.trainer_thread import TrainerThread
 from areal_x.trainer.warm_start import SupervisedExamples, tokenize_examples
@@ -56,6 +56,20 @@ def test_reward_metrics_show_parts_and_uniform_groups() -> None:
     assert metrics["reward/format"] == metrics["reward/accuracy"] == pytest.approx(0.5)
     assert metrics["rollout/uniform_groups"] == metrics["rollout/truncated_share"] == pytest.approx(0.5)
     assert metrics["rollout/completion_tokens"] == pytest.approx(2.5)
+
+
+def test_masked_samples_move_neither_advantages_nor_metrics() -> None:
+    nan = float("nan")
+    with_masked = [group(1, [1.0, 0.0, 1.0, 0.0, nan, nan], [3] * 6), group(2, [1.0, 1.0, nan], [3] * 3)]
+    without = [group(1, [1.0, 0.0, 1.0, 0.0], [3] * 4), group(2, [1.0, 1.0], [3] * 2)]
+    _, advantages = build_batch(with_masked, normalize_std=True)
+    _, expected = build_batch(without, normalize_std=True)
+    assert advantages.tolist() == [*expected[:4], 0.0, 0.0, *expected[4:], 0.0]
+    assert reward_metrics(with_masked) == reward_metrics(without)
+    records = sample_records(with_masked, advantages, lambda ids: ["t"] * len(ids), step=1, version=1, count=3)
+    assert (records[0]["reward"], records[1]["reward"]) == (1.0, 0.0)
+    everything = sample_records(with_masked, advantages, lambda ids: ["t"] * len(ids), step=1, version=1, count=-1)
+    assert sum(record["reward"] is None for record in everything) == 3
 
 
 def test_a_step_is_measured_between_its_own_two_moments() -> None:
