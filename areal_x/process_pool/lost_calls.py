@@ -1,4 +1,4 @@
-"""The results of calls whose worker did not answer."""
+"""The results of calls that no worker answered."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ import signal
 import time
 
 from areal_x.process_pool.calls import Call, CallResult
-from areal_x.process_pool.wire import CANNOT_ANSWER
+from areal_x.process_pool.wire import CANNOT_ANSWER, encode_call
 
-__all__ = ["crash_result", "timeout_result"]
+__all__ = ["crash_result", "encode_arguments", "timeout_result", "unsendable_result"]
+
+
+def unsendable_result(call: Call, error: Exception) -> CallResult:
+    """The call did not reach a worker: an argument cannot be pickled, or this process has no room to send it."""
+    cause = f"{type(error).__name__}: {error}"
+    text = f"an argument of {call.function.name} cannot be sent to a worker process: {cause}"
+    return CallResult("error", None, text, type(error).__name__, text)
+
+
+def encode_arguments(call: Call, number: int) -> CallResult | None:
+    """Pickle the arguments and give the call its number; the result of a call whose arguments cannot be pickled."""
+    try:
+        call.payload = encode_call(call.function.number, call.kwargs, call.int_lists)
+    except Exception as error:  # The boundary to the user's arguments: pickling runs their code.
+        return unsendable_result(call, error)
+    call.number = number
+    call.kwargs = {}
+    return None
 
 
 def timeout_result(call: Call, started_at: float) -> CallResult:

@@ -22,19 +22,16 @@ from areal_x.process_pool.after_fork import abandon_in_forked_children, forget
 from areal_x.process_pool.calls import Call, CallResult, PoolClient, RegisteredFunction
 from areal_x.process_pool.errors import FunctionTransferError, PoolClosedError, PoolError
 from areal_x.process_pool.function_transfer import describe_function
-from areal_x.process_pool.lost_calls import crash_result, timeout_result
+from areal_x.process_pool.lost_calls import crash_result, encode_arguments, timeout_result, unsendable_result
 from areal_x.process_pool.registry import FunctionRegistry
 from areal_x.process_pool.turns import ClientTurns, send_ahead_depth
-from areal_x.process_pool.wire import encode_call
 from areal_x.process_pool.worker_link import WorkerLink
 from areal_x.process_pool.zygote_link import ZygoteLink, wait_for_exit
 
 __all__ = ["ProcessPool"]
 
 _logger = logging.getLogger("areal_x.process_pool")
-_MAX_ATTEMPTS = 2
-_MAX_FAILED_STARTS = 8
-_MAX_HELPER_DEATHS = 3
+_MAX_ATTEMPTS, _MAX_FAILED_STARTS, _MAX_HELPER_DEATHS = 2, 8, 3
 
 
 class ProcessPool:
@@ -60,8 +57,7 @@ class ProcessPool:
         self.memory_limit_bytes = memory_limit_bytes
         self.process_limit = process_limit
         self.import_timeout_seconds = import_timeout_seconds
-        self.num_spawned = 0
-        self.num_retried = 0
+        self.num_spawned = self.num_retried = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zygote: ZygoteLink | None = None
         self._workers: dict[int, WorkerLink] = {}
@@ -115,10 +111,9 @@ class ProcessPool:
         try:
             return await asyncio.wait_for(asyncio.shield(future), self.import_timeout_seconds)
         except TimeoutError:
-            name = describe_function(function)
-            raise FunctionTransferError(
-                f"importing the module of {name} took more than {self.import_timeout_seconds:g} s in the helper process"
-            ) from None
+            name, seconds = describe_function(function), f"{self.import_timeout_seconds:g} s"
+            text = f"importing the module of {name} took more than {seconds} in the helper process"
+            raise FunctionTransferError(text) from None
 
     async def call(
         self,
@@ -162,6 +157,7 @@ class ProcessPool:
         """Fork the workers now, not at the first call."""
         await self.start()
         self._spawn_missing()
+        self._check_open()
 
     async def close(self) -> None:
         """Kill all workers, end the helper process and release every descriptor. Calls that have not ended get
@@ -202,26 +198,27 @@ class ProcessPool:
             raise PoolError("the process pool has not been started")
 
     def _spawn_missing(self) -> None:
-        while len(self._workers) < self.num_workers:
+        while self._broken is None and len(self._workers) < self.num_workers:
             self._spawn()
 
     def _spawn(self) -> None:
         assert self._loop is not None and self._zygote is not None
         self._next_worker += 1
         self.num_spawned += 1
-        worker = WorkerLink(self._next_worker, self._loop, self)
-        self._workers[worker.number] = worker
-        self._zygote.spawn(worker.number, self.memory_limit_bytes, self.process_limit, worker.child_descriptors)
+        try:
+            worker = self._workers[self._next_worker] = WorkerLink(self._next_worker, self._loop, self)
+            self._zygote.spawn(worker.number, self.memory_limit_bytes, self.process_limit, worker.child_descriptors)
+        except OSError as error:
+            self._break(f"cannot start a worker process: {error}")
 
     def worker_ready(self, worker: WorkerLink) -> None:
         self._failed_starts = self._helper_deaths = 0
 
     def worker_drained(self, worker: WorkerLink) -> None:
-        if worker.number in self._stale:
-            if not worker.pending:
-                worker.kill("replaced")
-        else:
+        if worker.number not in self._stale:
             self._feed(worker)
+        elif not worker.pending:
+            worker.kill("replaced")
 
     def _feed(self, worker: WorkerLink) -> None:
         if not worker.usable:
@@ -239,24 +236,23 @@ class ProcessPool:
             if call.payload is None and not self._encode(call):
                 continue
             assert call.payload is not None
-            if not worker.send(call, call.payload, time.monotonic()):
+            try:
+                sent = worker.send(call, call.payload, time.monotonic())
+            except OSError as error:  # No descriptor or no memory is left for a large payload.
+                self._finish(call, unsendable_result(call, error))
+                continue
+            if not sent:
                 self._turns.put_back(call)
                 return
         if not pending and worker not in self._idle:
             self._idle.append(worker)
 
     def _encode(self, call: Call) -> bool:
-        try:
-            call.payload = encode_call(call.function.number, call.kwargs, call.int_lists)
-        except Exception as error:  # The boundary to the user's arguments: pickling runs their code.
-            cause = f"{type(error).__name__}: {error}"
-            text = f"an argument of {call.function.name} cannot be sent to a worker process: {cause}"
-            self._finish(call, CallResult("error", None, text, type(error).__name__, text))
-            return False
         self._next_call += 1
-        call.number = self._next_call
-        call.kwargs = {}
-        return True
+        refused = encode_arguments(call, self._next_call)
+        if refused is not None:
+            self._finish(call, refused)
+        return refused is None
 
     def _finish(self, call: Call, result: CallResult) -> None:
         self._turns.release(call.client)
@@ -288,13 +284,13 @@ class ProcessPool:
     def _worker_exited(self, worker: WorkerLink, status: int | None) -> None:
         worker.read_last_results()
         self._remove(worker)
+        self._settle_all(worker, status)
         if not worker.ready and worker.killed_for != "replaced":
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 self._break(f"{_MAX_FAILED_STARTS} worker processes in a row died at their start (status {status})")
                 return
         self._spawn()
-        self._settle_all(worker, status)
         self._feed_idle()
 
     def _remove(self, worker: WorkerLink) -> None:
@@ -366,7 +362,11 @@ class ProcessPool:
             worker.read_last_results()
             self._remove(worker)
             self._settle_all(worker, None)
-        self._zygote = ZygoteLink(self._loop, self._on_reply, self._on_zygote_death)
+        try:
+            self._zygote = ZygoteLink(self._loop, self._on_reply, self._on_zygote_death)
+        except OSError as error:
+            self._break(f"{reason}, and another cannot be started: {error}")
+            return
         for number in self._registry.loaded_numbers():
             self._load(number)
         if workers:

@@ -103,8 +103,12 @@ def decode_call(payload: bytes | memoryview) -> tuple[int, dict[str, Any]]:
 def memory_file(payload: bytes) -> int:
     """A descriptor of an anonymous file that holds ``payload``."""
     descriptor = os.memfd_create("areal-x-payload", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(payload)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(payload)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

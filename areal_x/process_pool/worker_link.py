@@ -62,12 +62,20 @@ class WorkerLink:
         """Why this pool killed it, if it did: ``timeout``, ``cancelled``, ``closed``, ``lost`` or ``replaced``."""
         self._loop = loop
         self._owner = owner
-        self._calls, self._calls_peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._results, results_peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ends: list[socket.socket] = []
+        try:
+            ends += socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends += socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            receiving = os.dup(ends[1].fileno())
+        except OSError:  # No descriptor is left: the pool must not keep the few it got.
+            for end in ends:
+                end.close()
+            raise
+        self._calls, self._calls_peer, self._results, results_peer = ends
         for end in (self._calls, self._results):
             end.setblocking(False)
         # Two descriptors of the receiving end: the worker's, and ours to take calls back.
-        self.child_descriptors = [os.dup(self._calls_peer.fileno()), results_peer.detach()]
+        self.child_descriptors = [receiving, results_peer.detach()]
         self._pidfd = -1
         self._kill_signal = int(signal.SIGKILL)
         self._buffer = bytearray()

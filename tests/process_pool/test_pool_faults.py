@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 
@@ -10,7 +11,7 @@ import pool_functions as functions
 import pytest
 from pool_checks import LOOPS, marked_processes
 
-from areal_x.process_pool import ProcessPool
+from areal_x.process_pool import PoolError, ProcessPool
 
 
 async def outcome(pool, function, timeout=5.0, **kwargs):
@@ -198,3 +199,44 @@ def test_a_dead_helper_is_replaced_or_reported(loop, marker):
         assert marked_processes(marker) == []
 
     LOOPS[loop](main())
+
+
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_no_descriptors_for_another_worker_breaks_the_pool_and_loses_no_call(loop, marker, monkeypatch):
+    async def main():
+        async with ProcessPool(1) as pool:
+            nap = await pool.register(functions.nap)
+            await pool.warm_up()
+            tasks = [asyncio.create_task(pool.call(nap, {"seconds": 30.0}, 0.3)) for _ in range(2)]
+            await asyncio.sleep(0.15)
+
+            def no_descriptors(*_):
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            with monkeypatch.context() as patch:
+                patch.setattr("areal_x.process_pool.worker_link.socket.socketpair", no_descriptors)
+                first, second = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+            assert first.status == "timeout"
+            assert isinstance(second, PoolError) and "cannot start a worker process" in str(second)
+            with pytest.raises(PoolError, match="Too many open files"):
+                await pool.call(nap, {"seconds": 0.0}, 5.0)
+        assert marked_processes(marker) == []
+
+    LOOPS[loop](main())
+
+
+def test_a_large_argument_that_finds_no_descriptor_is_an_error_of_its_call(run_with_pool, monkeypatch):
+    async def test(pool):
+        double = await pool.register(functions.double)
+        assert (await pool.call(double, {"x": 1}, 5.0)).value == 2
+
+        def no_descriptors(*_):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("areal_x.process_pool.wire.os.memfd_create", no_descriptors)
+            result = await asyncio.wait_for(pool.call(double, {"x": "x" * 200_000}, 5.0), 10)
+        assert result.status == "error" and "Too many open files" in result.error
+        assert (await pool.call(double, {"x": 4}, 5.0)).value == 8
+
+    run_with_pool(test)
