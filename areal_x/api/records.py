@@ -87,10 +87,11 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise TypeError(f"stop={self.stop!r} is one string; give a list or a tuple of strings")
+        given: Any = self.stop
+        if isinstance(given, str):
+            raise TypeError(f"stop={given!r} is one string; give a list or a tuple of strings")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop", tuple(given))
 
 
 @dataclass(slots=True)

@@ -192,14 +192,17 @@ async def test_data_that_ends_is_an_error_and_not_a_wait() -> None:
             await executor.next_batch(0)
 
 
-async def test_slots_are_filled_and_the_queue_stays_short() -> None:
+@pytest.mark.parametrize(("max_ready_groups", "longest_queue"), [(None, 10), (50, 4)])
+async def test_slots_are_filled_and_the_queue_stays_short(max_ready_groups: int | None, longest_queue: int) -> None:
     engine = ScriptedEngine(random_script(5, mean_seconds=60.0), num_slots=10)
-    executor = make_executor(engine, groups_per_step=100, num_slots=10, max_staleness=3)
+    executor = make_executor(
+        engine, groups_per_step=100, num_slots=10, max_staleness=3, max_ready_groups=max_ready_groups
+    )
     async with running(executor):
         await asyncio.sleep(0.01)
         health = await engine.health()
         assert health.num_running == 10
-        assert 0 < health.num_waiting <= 4
+        assert 0 < health.num_waiting <= longest_queue
 
 
 async def test_episodes_that_wait_for_a_judge_do_not_keep_slots_empty() -> None:

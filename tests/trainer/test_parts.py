@@ -78,10 +78,13 @@ def test_a_step_is_measured_between_its_own_two_moments() -> None:
     assert first["perf/step_seconds"] == pytest.approx(2.0)
     assert first["perf/samples_per_second"] == pytest.approx(32.0)
     assert first["perf/fraction_of_bound"] == pytest.approx(0.75)
-    clock.restart(BusyTotals(20.0, 9.0, 2.0))
-    second = clock.finish_step(BusyTotals(21.0, 9.25, 2.5), num_samples=64, wait_seconds=0.0)
-    assert second["perf/generation_seconds"] == pytest.approx(0.25)
-    assert second["perf/fraction_of_bound"] == pytest.approx(0.5)
+    # An evaluation in the middle of the step: 8 s, in which the engine was busy for 3.5 s.
+    clock.exclude(BusyTotals(12.5, 5.75, 2.5), BusyTotals(20.5, 9.25, 2.5))
+    second = clock.finish_step(BusyTotals(21.0, 9.5, 3.0), num_samples=64, wait_seconds=0.0)
+    assert second["perf/step_seconds"] == pytest.approx(1.0)
+    assert second["perf/generation_seconds"] == pytest.approx(0.5)
+    assert second["perf/train_seconds"] == pytest.approx(1.0)
+    assert second["perf/fraction_of_bound"] == pytest.approx(1.0)
 
 
 @given(st.lists(st.floats(-1, 1), max_size=40), st.integers(-1, 45), st.integers(0, 5))
@@ -101,7 +104,10 @@ def test_failed_scores_are_counted_and_are_no_wrong_answers() -> None:
         RewardOutcome("timeout"),
         None,
     ]
-    groups = [TrajectoryGroup(1, [trajectory(3, outcome=o) for o in outcomes], np.zeros(4, np.float32))]
+    samples = [trajectory(3, outcome=outcome) for outcome in outcomes]
+    for number, sample in enumerate(samples):
+        sample.episode_id = f"1-{number}"
+    groups = [TrajectoryGroup(1, samples, np.zeros(4, np.float32))]
     metrics = evaluation_metrics(groups, "held_out", num_asked=6)
     assert metrics["eval/held_out/accuracy"] == pytest.approx(0.5)
     assert metrics["eval/held_out/num_samples"] == 2
