@@ -30,8 +30,8 @@ class TrainerThread:
 
     def __init__(self) -> None:
         sys.setswitchinterval(self.SWITCH_SECONDS)
-        self._finished_seconds = 0.0
-        self._call_started: float | None = None
+        self._busy: tuple[float, float | None] = (0.0, None)
+        """Seconds of finished calls, and when the call in progress started: one value, so that no reader sees half."""
         self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
@@ -39,8 +39,8 @@ class TrainerThread:
 
     def busy_seconds(self, now: float) -> float:
         """Wall-clock seconds of all calls so far, the one in progress included; ``now`` is ``time.monotonic()``."""
-        started = self._call_started
-        return self._finished_seconds + (0.0 if started is None else max(0.0, now - started))
+        finished_seconds, started = self._busy
+        return finished_seconds + (0.0 if started is None else max(0.0, now - started))
 
     async def call(self, function: Callable[..., Result], *args: Any) -> Result:
         """Await ``function(*args)`` on the thread."""
@@ -56,15 +56,15 @@ class TrainerThread:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             loop, future, function = call
-            self._call_started = started = time.monotonic()
+            finished_seconds, started = self._busy[0], time.monotonic()
+            self._busy = (finished_seconds, started)
             result, error = None, None
             try:
                 result = function()
             # The boundary between the thread and the loop: whatever was raised is raised again where it is awaited.
             except BaseException as raised:
                 error = raised
-            self._call_started = None
-            self._finished_seconds += time.monotonic() - started
+            self._busy = (finished_seconds + time.monotonic() - started, None)
             try:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:

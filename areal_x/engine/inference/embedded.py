@@ -204,6 +204,10 @@ class EmbeddedEngine(InferenceEngine):
             return outcomes
         except BaseException:
             self._cancel(numbers)
+            for result in results:
+                # Marks as seen what failed in the same frame as the first failure: nobody awaits it any more.
+                if isinstance(result, asyncio.Future) and result.done() and not result.cancelled():
+                    result.exception()
             raise
 
     async def update_weights(self, version: int) -> None:
