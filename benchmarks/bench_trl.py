@@ -30,6 +30,15 @@ HERE = Path(__file__).parent
 WARM_UP_STEPS = 5
 BATCH_SIZE = 512
 GROUP_SIZE = 8
+MODEL = {
+    "hidden_size": 128,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 384,
+}
+"""0.8 million parameters."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def fine_tune(folder: Path, name: str, data: Path, steps: int) -> Path:
     overrides = [
         *common_overrides(data),
         f"name=model-{name}",
-        "model.init.num_layers=4",
+        *(f"model.init.{name}={size}" for name, size in MODEL.items()),
         f"sft.steps={steps}",
         "sft.batch_size=128",
         "sft.learning_rate=2e-3",
