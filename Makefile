@@ -34,7 +34,7 @@ $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]'
 	@touch $@ $(STAMPS)/base $(STAMPS)/dev
 
-quickstart: $(STAMPS)/base ## train a small policy on arithmetic, in about three minutes
+quickstart: $(STAMPS)/base ## train a small policy on arithmetic, in about a minute
 	$(BIN)/areal-x train --config-name quickstart
 
 lint: $(STAMPS)/dev ## ruff and mypy

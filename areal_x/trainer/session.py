@@ -127,7 +127,7 @@ async def run_training(config: ExperimentConfig) -> None:
 async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -> None:
     """Run both until the trainer is done; whichever fails ends the other."""
     # What is loaded stays. Episodes make so many objects that a full collection comes every few steps, and it would
-    # walk all of it with the interpreter's lock held (measured: a sixth of the driver's time).
+    # walk all of it with the interpreter's lock held.
     gc.collect()
     gc.freeze()
     async with asyncio.TaskGroup() as group:

@@ -22,8 +22,8 @@ class TrainerThread:
     ``ThreadPoolExecutor`` would be joined at exit.
 
     The thread and the loop share the interpreter's lock. The trainer gives it up at every tensor operation, and so does
-    the loop at every system call; whoever wants it back waits for up to a switch interval, 5 ms by default. Measured on
-    the quickstart with that default: a training step of 33 ms took 145 ms. So the interval is made short here.
+    the loop at every system call; whoever wants it back waits for up to a switch interval, 5 ms by default,
+    which adds up over a training step of many small operations. So the interval is made short here.
     """
 
     SWITCH_SECONDS = 2e-4
