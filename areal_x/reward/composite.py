@@ -14,7 +14,7 @@ from areal_x.reward.registry import get_reward_fn, register_reward
 __all__ = ["CompositeReward"]
 
 
-@register_reward("composite")
+@register_reward("composite", extracts="what its parts extract", returns="their weighted sum; each is logged")
 class CompositeReward:
     """The weighted sum of other rewards; ``parts`` of its result hold each one's own, unweighted value.
 

@@ -13,7 +13,9 @@ __all__ = ["FormatReward"]
 _ANSWERS = {"marked": last_marked, "boxed": last_boxed}
 
 
-@register_reward("format")
+@register_reward(
+    "format", extracts="an answer line or box, tags in order, a regular expression", returns="1 if it is there, else 0"
+)
 class FormatReward:
     r"""1 if the completion has the wanted shape, else 0: an answer line or box, tags in order, a regular expression.
 

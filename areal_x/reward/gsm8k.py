@@ -13,7 +13,12 @@ from areal_x.reward.registry import register_reward
 __all__ = ["gsm8k"]
 
 
-@register_reward("gsm8k", datasets=["gsm8k"])
+@register_reward(
+    "gsm8k",
+    datasets=["gsm8k"],
+    extracts="the last \\boxed{}, else the last #### line, else the last number",
+    returns="1 or 0",
+)
 def gsm8k(completions: str, answer: object, prompt: str = "", *, limit_value: float = 0.0) -> RewardResult:
     r"""1 if the last ``\boxed{}``, else the last ``####`` line, else the last number equals the gold answer; else 0.
 

@@ -2,6 +2,10 @@
 
 What is registered is either a function that scores (its keyword-only options may be bound from the configuration) or a
 class whose instances score. Either pickles by reference, so the process pool can ship it to its workers.
+
+A name is looked for among the built-in rewards and what is registered already; then among the entry points of
+installed packages, which are imported only then; then it may be a prefix: ``boxed_NAME``, ``LIBRARY:SPEC`` of another
+library, or an import path.
 """
 
 from __future__ import annotations
@@ -17,12 +21,21 @@ from typing import Any, TypeVar
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import is_import_path, load_object, nearest
 
-__all__ = ["RewardEntry", "get_reward_fn", "list_rewards", "register_reward"]
+__all__ = ["LIBRARIES", "RewardEntry", "get_reward_fn", "list_rewards", "register_reward", "split_library"]
 
 RewardFn = Callable[..., Any]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-_BUILTIN_MODULES = ("arithmetic", "composite", "format", "gsm8k")
+LIBRARIES = ("areal", "openrlhf", "slime", "trl", "verl")
+"""Prefixes of reward functions that were written for another library: ``slime:package.module.function``."""
+
+_BOXED = "boxed_"
+_BUILTIN_MODULES = (
+    "arithmetic",
+    "composite",
+    "format",
+    "gsm8k",
+)
 _entries: dict[str, RewardEntry] = {}
 _name_of_dataset: dict[str, str] = {}
 
@@ -35,48 +48,87 @@ class RewardEntry:
     target: Callable[..., Any]
     datasets: tuple[str, ...]
     summary: str
+    extracts: str = ""
+    """What it takes from the completion, in a few words."""
+    returns: str = ""
+    """The values that it gives."""
 
     @property
     def is_class(self) -> bool:
         """Whether ``target`` has to be constructed first."""
         return inspect.isclass(self.target)
 
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it ships with areal_x."""
+        return self.target.__module__.startswith("areal_x.reward.")
 
-def register_reward(name: str, datasets: Iterable[str] = ()) -> Callable[[Registered], Registered]:
+
+class ClaimError(ConfigError):
+    """Two rewards claim one name or data set, ``key``."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def register_reward(
+    name: str, datasets: Iterable[str] = (), *, extracts: str = "", returns: str = ""
+) -> Callable[[Registered], Registered]:
     """Register the decorated top-level function or class as reward ``name`` and as the reward of ``datasets``.
 
     Names are matched exactly but for case. A module that is loaded twice may register the same thing again.
 
+    Args:
+        name: without ``:``, ``.`` and ``/``, which mark import paths and hub names.
+        datasets: base names of the data sets whose reward it is (``gsm8k`` for ``openai/gsm8k``).
+        extracts: what it takes from the completion, for ``areal-x reward list``.
+        returns: the values that it gives, for ``areal-x reward list``.
+
     Raises:
-        ConfigError: the name, or one of the data sets, is already taken by another reward.
+        ConfigError: the name, or one of the data sets, is already taken by another reward, or is no name.
     """
-    key = name.lower()
-    dataset_keys = tuple(dataset.lower() for dataset in datasets)
+    if isinstance(datasets, str):
+        raise ConfigError(f"reward {name!r}: datasets={datasets!r} is one string; write datasets=[{datasets!r}]")
+    key = _key(name, ":./", f"reward name {name!r}")
+    dataset_keys = tuple(_key(dataset, ":/", f"data set {dataset!r} of reward {name!r}") for dataset in datasets)
 
     def register(target: Registered) -> Registered:
-        if "<locals>" in target.__qualname__:
-            raise ConfigError(f"reward {name!r} is not importable: define {target.__qualname__} at the top of a module")
+        if not callable(target):
+            raise ConfigError(f"reward {name!r} is a {type(target).__name__}; register a function or a class")
+        where = getattr(target, "__qualname__", "")
+        if not where or "<locals>" in where or "<lambda>" in where:
+            what = where or f"a {type(target).__name__}"
+            raise ConfigError(
+                f"reward {name!r} is not importable: define {what} as a def or class at the top of a module"
+            )
         _claim(name, key, target)
         for dataset in dataset_keys:
             owner = _name_of_dataset.get(dataset, key)
             if owner != key:
-                raise ConfigError(f"data set {dataset!r} is claimed by rewards {owner!r} and {name!r}")
+                raise ClaimError(f"data set {dataset!r} is claimed by rewards {owner!r} and {name!r}", dataset)
             if dataset in _entries and dataset != key:
-                raise ConfigError(f"data set {dataset!r} of reward {name!r} is also the name of another reward")
+                raise ClaimError(f"data set {dataset!r} of reward {name!r} is also the name of another reward", dataset)
         doc = inspect.getdoc(target) or ""
-        _entries[key] = RewardEntry(name, target, dataset_keys, doc.split("\n", 1)[0])
+        _entries[key] = RewardEntry(name, target, dataset_keys, doc.split("\n", 1)[0], extracts, returns)
         _name_of_dataset.update(dict.fromkeys(dataset_keys, key))
         return target
 
     return register
 
 
+def _key(name: str, forbidden: str, what: str) -> str:
+    if not isinstance(name, str) or not name or name != name.strip() or set(name) & set(forbidden):
+        raise ConfigError(f"{what} is no plain name: write text without {' '.join(forbidden)} and blanks around it")
+    return name.lower()
+
+
 def _claim(name: str, key: str, target: Callable[..., Any]) -> None:
     old = _entries.get(key)
     if old is not None and _where(old.target) != _where(target):
-        raise ConfigError(f"reward name {name!r} is claimed by {_where(old.target)} and {_where(target)}")
+        raise ClaimError(f"reward name {name!r} is claimed by {_where(old.target)} and {_where(target)}", key)
     if _name_of_dataset.get(key, key) != key:
-        raise ConfigError(f"reward name {name!r} is a data set of reward {_name_of_dataset[key]!r}")
+        raise ClaimError(f"reward name {name!r} is a data set of reward {_name_of_dataset[key]!r}", key)
 
 
 def _where(target: Callable[..., Any]) -> str:
@@ -84,49 +136,92 @@ def _where(target: Callable[..., Any]) -> str:
 
 
 def list_rewards() -> list[RewardEntry]:
-    """All registered rewards, by name."""
+    """All rewards by name: the built-in ones, those of installed packages, and those registered by the program.
+
+    A package whose rewards cannot be loaded is left out; ``areal_x.reward.entry_points.failures`` tells why.
+    """
     _load_builtins()
+    _load_entry_points()
     return [_entries[key] for key in sorted(_entries)]
+
+
+def split_library(spec: str) -> tuple[str | None, str]:
+    """``slime:pkg.mod.fn`` as ``("slime", "pkg.mod.fn")``; any other name as ``(None, name)``."""
+    library, colon, rest = spec.partition(":")
+    return (library, rest) if colon and library in LIBRARIES else (None, spec)
 
 
 def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any) -> RewardFn:
     """The reward function of that name, with ``kwargs`` bound.
 
     Args:
-        name: a registered name, a data set (``openai/gsm8k`` counts by its base name), or an import path
-            (``package.module:function``, ``package.module.function``, ``file.py:function``). ``None``: the reward of
-            ``dataset``.
+        name: a registered name; a data set (``openai/gsm8k`` counts by its base name); ``boxed_NAME``, a registered
+            reward that sees the last boxed answer only; ``LIBRARY:SPEC``, a reward of another library (``LIBRARIES``);
+            or an import path (``package.module:function``, ``package.module.function``, ``file.py:function``).
+            ``None``: the reward of ``dataset``.
         dataset: the data set of the run. Rewards that have a ``dataset`` option (``composite``) get it.
         kwargs: options of the reward, by name.
 
     Raises:
-        ConfigError: an unknown name (with near matches), an option that the reward does not take or lacks.
+        ConfigError: an unknown name (with near matches), an option that the reward does not take or lacks, or an
+            installed package whose reward of that name cannot be loaded.
     """
-    _load_builtins()
     if name is None:
         if dataset is None:
             raise ConfigError("no reward: set reward.fn, or data.name to a data set that has a built-in reward")
-        entry = _find(dataset)
+        entry = _find(dataset, ask_packages=True)
         if entry is None:
             raise ConfigError(f"data.name={dataset!r} has no built-in reward; set reward.fn{_offer(dataset)}")
-        target, label = entry.target, entry.name
-    else:
-        entry = _find(name)
-        if entry is None and not is_import_path(name):
-            raise ConfigError(f"reward.fn={name!r} is unknown{_offer(name)}")
-        target, label = (entry.target, entry.name) if entry else (load_object(name, "reward.fn"), name)
+        return _bind(entry.target, entry.name, dataset, kwargs)
+    library, spec = split_library(name)
+    if library is not None:
+        from areal_x.reward.adapters import adapt
+
+        return adapt(library, spec, kwargs)
+    entry = _find(name, ask_packages="/" in name or not is_import_path(name))
+    if entry is not None:
+        return _bind(entry.target, entry.name, dataset, kwargs)
+    if name.lower().startswith(_BOXED) and not is_import_path(name):
+        from areal_x.reward.boxed import boxed_reward
+
+        return boxed_reward(name[len(_BOXED) :], dataset, kwargs)
+    if not is_import_path(name):
+        raise ConfigError(f"reward.fn={name!r} is unknown{_offer(name)}")
+    target = load_object(name, "reward.fn")
     if not callable(target):
-        raise ConfigError(f"reward.fn={label!r} is not a function or a class")
-    return _bind(target, label, dataset, kwargs)
+        raise ConfigError(f"reward.fn={name!r} is not a function or a class")
+    return _bind(target, name, dataset, kwargs)
 
 
-def _find(name: str) -> RewardEntry | None:
-    key = name.lower()
-    for candidate in (key, PurePosixPath(key).name):
-        entry = _entries.get(_name_of_dataset.get(candidate, candidate))
+def _find(name: str, ask_packages: bool) -> RewardEntry | None:
+    """The reward of that name or data set; installed packages are asked only for what is not found without them.
+
+    Raises:
+        ConfigError: a package offers it, and cannot be loaded.
+    """
+    from areal_x.reward import entry_points
+
+    _load_builtins()
+    entry = _find_loaded(name)
+    if entry is None and ask_packages:
+        _load_entry_points()
+        entry = _find_loaded(name)
+    if entry is None or not entry.is_builtin:
+        for key in _keys(name):
+            entry_points.raise_failure(key)
+    return entry
+
+
+def _find_loaded(name: str) -> RewardEntry | None:
+    for key in _keys(name):
+        entry = _entries.get(_name_of_dataset.get(key, key))
         if entry is not None:
             return entry
     return None
+
+
+def _keys(name: str) -> tuple[str, str]:
+    return name.lower(), PurePosixPath(name.lower()).name
 
 
 def _offer(name: str) -> str:
@@ -157,3 +252,9 @@ def _bind(target: Callable[..., Any], label: str, dataset: str | None, kwargs: d
 def _load_builtins() -> None:
     for module in _BUILTIN_MODULES:
         importlib.import_module(f"areal_x.reward.{module}")
+
+
+def _load_entry_points() -> None:
+    from areal_x.reward import entry_points
+
+    entry_points.load(register_reward)
