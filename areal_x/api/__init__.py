@@ -9,7 +9,9 @@ from areal_x.api.config import (
     ExperimentConfig,
     ModelConfig,
     ObserveConfig,
+    OverlongConfig,
     RewardConfig,
+    RewardPartConfig,
     RolloutConfig,
     SamplingConfig,
     SFTConfig,
@@ -47,18 +49,21 @@ from areal_x.api.records import (
     spans_from_versions,
     versions_from_spans,
 )
-from areal_x.api.reward_api import (
-    REWARD_ARGUMENTS,
-    AsyncRewardWrapper,
+from areal_x.api.reward_api import AsyncRewardWrapper, close_default_pool, default_pool
+from areal_x.api.reward_arguments import REWARD_ARGUMENTS
+from areal_x.api.reward_base import PendingScore, Reward, score_response
+from areal_x.api.reward_records import (
     RewardCrashError,
     RewardError,
     RewardOutcome,
     RewardResult,
+    RewardSample,
     RewardStatus,
     RewardTimeoutError,
-    close_default_pool,
-    default_pool,
+    ScoredSample,
+    group_reward,
 )
+from areal_x.api.reward_set import RewardSet, WeightedReward
 from areal_x.api.workflow_api import (
     RolloutWorkflow,
 )
@@ -85,13 +90,19 @@ __all__ = [
     "ModelRequest",
     "ModelResponse",
     "ObserveConfig",
+    "OverlongConfig",
+    "PendingScore",
     "PromptTooLongError",
     "RequestError",
+    "Reward",
     "RewardConfig",
     "RewardCrashError",
     "RewardError",
     "RewardOutcome",
+    "RewardPartConfig",
     "RewardResult",
+    "RewardSample",
+    "RewardSet",
     "RewardStatus",
     "RewardTimeoutError",
     "RolloutConfig",
@@ -99,6 +110,7 @@ __all__ = [
     "SFTConfig",
     "SamplingConfig",
     "SamplingParams",
+    "ScoredSample",
     "StopReason",
     "TrainBatch",
     "TrainConfig",
@@ -107,9 +119,12 @@ __all__ = [
     "TrajectoryGroup",
     "VersionSpan",
     "WeightSync",
+    "WeightedReward",
     "WorkflowConfig",
     "close_default_pool",
     "default_pool",
+    "group_reward",
+    "score_response",
     "spans_from_versions",
     "versions_from_spans",
 ]

@@ -17,7 +17,9 @@ __all__ = [
     "ExperimentConfig",
     "ModelConfig",
     "ObserveConfig",
+    "OverlongConfig",
     "RewardConfig",
+    "RewardPartConfig",
     "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",
@@ -84,11 +86,48 @@ class WorkflowConfig:
 
 
 @dataclass
-class RewardConfig:
+class RewardPartConfig:
     fn: str | None = None
-    """Built-in name, dotted path or ``file.py:function``. Default: selected by ``data.name``."""
+    """As ``reward.fn``. Default: the reward's name, or for the name ``accuracy`` the reward of ``data.name``."""
+    weight: float = 1.0
+    """Its factor in the sum."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments bound to the reward function by name."""
+    group: bool | None = None
+    """As ``reward.group``."""
+    reward_key: str = "reward"
+    """As ``reward.reward_key``."""
+    timeout_seconds: float | None = None
+    """Default: ``reward.timeout_seconds``."""
+
+
+@dataclass
+class OverlongConfig:
+    buffer_tokens: int = 0
+    """Over the last so many tokens before ``max_new_tokens`` the penalty grows from 0 to its full size. 0: none."""
+    penalty: float = 1.0
+    """Taken from the reward of a completion of full length."""
+
+
+@dataclass
+class RewardConfig:
+    fn: str | None = None
+    """Built-in name, dotted path, ``file.py:function``, or another library's (``trl:pkg.mod.fn``). Default: selected
+    by ``data.name``."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments bound to the reward function by name."""
+    group: bool | None = None
+    """Whether the function scores all samples of a prompt in one call. Default: as it is marked."""
+    rewards: dict[str, RewardPartConfig] = field(default_factory=dict)
+    """Several rewards by name, in place of ``fn``: their weighted sum, each logged."""
+    aggregation: str = "sum_then_normalize"
+    """Of several rewards: ``sum_then_normalize``, or ``normalize_then_sum`` (each within its group first)."""
+    reward_key: str = "reward"
+    """Key of a returned dict that holds the reward."""
+    eval_reward_key: str | None = None
+    """The key for evaluation. Default: ``reward_key``."""
+    score_truncated: bool = True
+    """False: a completion that ended for its length is not scored, and not trained."""
     timeout_seconds: float = 15.0
     """Deadline of one call, from the start of the work."""
     num_workers: int | None = None
@@ -100,6 +139,15 @@ class RewardConfig:
     max_failure_rate: float = 0.5
     """The run stops with the first traceback when more than this share of the last ``failure_window`` scores failed."""
     failure_window: int = 256
+    post_process: str | None = None
+    """Dotted path or ``file.py:function`` of ``(samples) -> (raw, processed)``, called with each complete group."""
+    scale: float = 1.0
+    """Factor of the reward, applied first."""
+    bias: float = 0.0
+    """Added to the reward, after ``scale``."""
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    clip: list[float] | None = None
+    """Lowest and highest reward, applied last."""
 
 
 @dataclass
@@ -134,8 +182,11 @@ class AlgorithmConfig:
     name: str = "grpo"
     clip_low: float = 0.2
     clip_high: float = 0.2
-    normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation."""
+    baseline: str = "group_mean"
+    """Taken from each reward: ``group_mean``, ``leave_one_out`` (mean of the group's others), ``batch_mean``,
+    ``none``."""
+    scale_by: str = "group_std"
+    """Divides what is left: ``group_std``, ``batch_std`` (of the whole step), ``none``."""
     decoupled: bool = True
     """Clip around the proximal policy and weight by proximal / behaviour (decoupled PPO)."""
     behaviour_weight_cap: float = 5.0
@@ -245,7 +296,8 @@ class ExperimentConfig:
     @property
     def groups_per_part(self) -> int:
         """Prompts that the trainer takes at a time; all of a step where the step cannot be cut."""
-        if self.rollout.max_staleness == 0 or self.algorithm.num_mini_batches > 1:
+        needs_whole_step = "batch" in self.algorithm.baseline or "batch" in self.algorithm.scale_by
+        if needs_whole_step or self.rollout.max_staleness == 0 or self.algorithm.num_mini_batches > 1:
             return self.groups_per_step
         samples = self.train.part_samples or self.train.micro_batch_tokens // self.rollout.max_length
         return min(self.groups_per_step, max(1, samples // self.rollout.group_size))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from areal_x.api.config import ExperimentConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
+from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 
 __all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config", "names_a_file"]
 
@@ -235,6 +236,7 @@ def _check_reward(config: ExperimentConfig) -> None:
     _within("reward.max_failure_rate", reward.max_failure_rate, 0, 1)
     _at_least("reward.failure_window", reward.failure_window, 1)
     _check_reference("reward.fn", reward.fn)
+    _check_reference("reward.post_process", reward.post_process)
     _check_reference("workflow.path", config.workflow.path)
     if reward.on_failure not in ("drop", "mask", "raise"):
         try:
@@ -243,17 +245,61 @@ def _check_reward(config: ExperimentConfig) -> None:
             finite = False
         if not finite:
             raise _fail("reward.on_failure", reward.on_failure, "must be drop, mask, raise or a number")
+    _check_several_rewards(config)
+    _check_shaping(config)
+
+
+def _check_several_rewards(config: ExperimentConfig) -> None:
+    reward = config.reward
+    if reward.rewards and reward.fn is not None:
+        raise _fail("reward.fn", reward.fn, "reward.rewards is set, too; list this one there, or drop one of the two")
+    for name, part in reward.rewards.items():
+        key = f"reward.rewards.{name}"
+        if not name or "/" in name or name == DEFAULT_REWARD_KEY:
+            raise _fail(key, name, f"a reward's name must not be empty, hold a / or be {DEFAULT_REWARD_KEY!r}")
+        if not math.isfinite(part.weight):
+            raise _fail(f"{key}.weight", part.weight, "must be a finite number")
+        _above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
+        _check_reference(f"{key}.fn", part.fn)
+    _one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
+    if reward.aggregation == "normalize_then_sum":
+        shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens
+        if any(shapes) or (reward.scale, reward.bias) != (1.0, 0.0):
+            fix = "scale, bias, clip, overlong and post_process change the sum; they need sum_then_normalize"
+            raise _fail("reward.aggregation", reward.aggregation, fix)
+        if not reward.rewards:
+            raise _fail("reward.aggregation", reward.aggregation, "there is one reward; list several in reward.rewards")
+        if reward.on_failure not in ("drop", "mask", "raise"):
+            fix = "a number cannot stand for several rewards; use drop, mask or raise with normalize_then_sum"
+            raise _fail("reward.on_failure", reward.on_failure, fix)
+
+
+def _check_shaping(config: ExperimentConfig) -> None:
+    reward = config.reward
+    for name, value in (("scale", reward.scale), ("bias", reward.bias)):
+        if not math.isfinite(value):
+            raise _fail(f"reward.{name}", value, "must be a finite number")
+    if reward.clip is not None:
+        if len(reward.clip) != 2 or not reward.clip[0] < reward.clip[1]:
+            raise _fail("reward.clip", reward.clip, "must be two numbers, the lower one first")
+    _at_least("reward.overlong.penalty", reward.overlong.penalty, 0)
+    limit = config.rollout.sampling.max_new_tokens
+    if not 0 <= reward.overlong.buffer_tokens <= limit:
+        fix = f"must be from 0 to rollout.sampling.max_new_tokens={limit}"
+        raise _fail("reward.overlong.buffer_tokens", reward.overlong.buffer_tokens, fix)
 
 
 def _check_algorithm(config: ExperimentConfig) -> None:
     algorithm = config.algorithm
     _one_of("algorithm.name", algorithm.name, ("grpo",))
+    _one_of("algorithm.baseline", algorithm.baseline, ("group_mean", "leave_one_out", "batch_mean", "none"))
+    _one_of("algorithm.scale_by", algorithm.scale_by, ("group_std", "batch_std", "none"))
     _within("algorithm.clip_low", algorithm.clip_low, 0, 1)
     _at_least("algorithm.clip_high", algorithm.clip_high, 0)
     _at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)
     _at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
     _at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
-    if config.rollout.group_size == 1:
+    if config.rollout.group_size == 1 and algorithm.baseline in ("group_mean", "leave_one_out"):
         raise _fail(
             "rollout.group_size", 1, "a group of one has no baseline: its advantage is always 0; use 2 or more samples"
         )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
+import copy
 import inspect
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.errors import ConfigError
+from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, RewardArguments, innermost
+from areal_x.api.reward_base import PendingScore, Reward
 from areal_x.api.reward_records import (
+    DEFAULT_REWARD_KEY,
     RewardCrashError,
     RewardError,
     RewardOutcome,
     RewardResult,
-    RewardStatus,
+    RewardSample,
     RewardTimeoutError,
     check_reward,
 )
@@ -38,14 +42,11 @@ __all__ = [
     "RewardError",
     "RewardOutcome",
     "RewardResult",
-    "RewardStatus",
+    "RewardSample",
     "RewardTimeoutError",
     "close_default_pool",
     "default_pool",
 ]
-
-REWARD_ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")
-"""Arguments that every reward function may take, beside the columns of its data item."""
 
 _ID_ARGUMENTS = ("prompt_ids", "completion_ids")
 _default_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ProcessPool] = weakref.WeakKeyDictionary()
@@ -67,14 +68,19 @@ async def close_default_pool() -> None:
         await pool.close()
 
 
-class AsyncRewardWrapper:
+class AsyncRewardWrapper(Reward):
     """Makes a reward function awaitable.
 
     A ``def`` runs in a killable worker process; an ``async def`` is awaited on the event loop. Either way the deadline
     counts from the start of the work, and a failure is an exception or a typed outcome, never a number.
 
     Arguments go by name, and only those that the function takes: ``prompt``, ``completions`` (texts), ``prompt_ids``,
-    ``completion_ids`` (``list[int]``), and the columns of the data item.
+    ``completion_ids`` (``list[int]``), and the columns of the data item. A function marked with ``@group_reward``
+    scores a whole group of one prompt in one call: see there.
+
+    An object with an ``async def __call__`` may have ``async def start()`` and ``async def close()`` for what it needs
+    during a run, ``metrics()`` for running totals, ``check_columns(columns)``, and ``owns_deadline = True`` if it bounds
+    its own time and raises ``RewardTimeoutError``.
 
     Args:
         reward_fn: a function, or ``package.module:function`` or ``file.py:function``.
@@ -82,6 +88,8 @@ class AsyncRewardWrapper:
         max_workers: how many calls of this wrapper may run in the pool at once; None: no cap. Async rewards ignore it.
         pool: the run's pool; None: one that all wrappers of this loop share.
         reward_key: where the reward is in a returned dict.
+        group: whether the function scores whole groups; None: as it is marked.
+        score_truncated: whether completions that ended for their length are scored.
 
     Raises:
         ConfigError: the function cannot be found, or takes arguments by position only.
@@ -94,7 +102,9 @@ class AsyncRewardWrapper:
         max_workers: int | None = None,
         *,
         pool: ProcessPool | None = None,
-        reward_key: str = "reward",
+        reward_key: str = DEFAULT_REWARD_KEY,
+        group: bool | None = None,
+        score_truncated: bool = True,
     ) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be above 0, got {timeout_seconds}")
@@ -112,21 +122,22 @@ class AsyncRewardWrapper:
         self.timeout_seconds = float(timeout_seconds)
         self.max_workers = max_workers
         self.reward_key = reward_key
-        self.is_async = _is_async(reward_fn)
+        self.score_truncated = score_truncated
+        self._object = innermost(reward_fn)
+        self.is_async = _is_async(self._object)
+        self.is_group = bool(getattr(self._object, "is_group_reward", False)) if group is None else group
         self._pool = pool
-        self._accepted, self._required, self._bound = _inspect_arguments(reward_fn, self.name)
-        self._int_lists = tuple(name for name in _ID_ARGUMENTS if self._takes(name))
+        self._arguments = RewardArguments.of(reward_fn, self.name)
+        self._int_lists = tuple(name for name in _ID_ARGUMENTS if not self.is_group and self._arguments.takes(name))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._active_pool: ProcessPool | None = None
         self._function: RegisteredFunction | None = None
         self._client = PoolClient(max_workers)
+        self._start_lock, self._is_started = asyncio.Lock(), False
 
     def __repr__(self) -> str:
         limits = f"timeout_seconds={self.timeout_seconds:g}, max_workers={self.max_workers}"
         return f"AsyncRewardWrapper({self.name}, {limits})"
-
-    def _takes(self, name: str) -> bool:
-        return name not in self._bound and (self._accepted is None or name in self._accepted)
 
     def check_columns(self, columns: Iterable[str], prompt_key: str | None = None) -> None:
         """Check the data's columns against the function, before a run starts.
@@ -138,25 +149,21 @@ class AsyncRewardWrapper:
         Raises:
             DataError: a column has the name of a reward argument, or the function needs one that is not there.
         """
-        names = set(columns)
-        names.discard(prompt_key or "")
-        taken = sorted(names.intersection(REWARD_ARGUMENTS))
-        if taken:
-            raise DataError(f"column {taken[0]!r} of the data has the name of a reward argument; rename or drop it")
-        missing = [name for name in self._required if name not in names and name not in REWARD_ARGUMENTS]
-        if missing:
-            raise DataError(
-                f"reward {self.name} needs a column {missing[0]!r}; the data has: {', '.join(sorted(names)) or 'none'}"
-            )
+        names = frozenset(columns) - {prompt_key}
+        self._arguments.check_columns(names, GROUP_ARGUMENTS if self.is_group else REWARD_ARGUMENTS)
+        check = getattr(self._object, "check_columns", None)
+        if check is not None:
+            check(names)
 
     async def start(self) -> None:
-        """Import the function's module in the pool's helper process, before any deadline runs.
+        """Import the function's module in the pool's helper process, before any deadline runs, or start the object.
 
         Raises:
             ConfigError: the function cannot be sent to a worker process (a lambda, a closure), or its module cannot be
                 imported there.
         """
         if self.is_async:
+            await self._start_object()
             return
         loop = asyncio.get_running_loop()
         pool = self._pool or default_pool()
@@ -171,6 +178,31 @@ class AsyncRewardWrapper:
             self._client = PoolClient(self.max_workers)
         self._loop, self._active_pool, self._function = loop, pool, function
 
+    async def _start_object(self) -> None:
+        async with self._start_lock:
+            start = getattr(self._object, "start", None)
+            if start is not None and not self._is_started:
+                await start()
+            self._is_started = True
+
+    async def close(self) -> None:
+        """Close an object that has something to give back. The pool is its owner's to close."""
+        close = getattr(self._object, "close", None)
+        if self.is_async and self._is_started and close is not None:
+            await close()
+        self._is_started = False
+
+    def metrics(self) -> dict[str, float]:
+        """See ``Reward.metrics``."""
+        totals = getattr(self._object, "metrics", None)
+        return dict(totals()) if callable(totals) else {}
+
+    def with_key(self, reward_key: str) -> AsyncRewardWrapper:
+        """See ``Reward.with_key``."""
+        other = copy.copy(self)
+        other.reward_key = reward_key
+        return other
+
     async def __call__(
         self, prompt: str, completions: str, prompt_ids: Any = None, completion_ids: Any = None, **data: Any
     ) -> float | dict[str, Any] | RewardResult | None:
@@ -181,7 +213,9 @@ class AsyncRewardWrapper:
             RewardCrashError: the worker died, twice.
             RewardError: the function raised, or returned something that is not a reward.
         """
-        result = await self._run(self._arguments(prompt, completions, prompt_ids, completion_ids, data))
+        if self.is_group:
+            raise TypeError(f"reward {self.name} scores whole groups; await group_outcomes(samples)")
+        result = await self._run(self._select(prompt, completions, prompt_ids, completion_ids, data))
         value = result.value
         if result.status == "ok":
             checked = check_reward(value, self.reward_key, _length(completion_ids))
@@ -201,13 +235,43 @@ class AsyncRewardWrapper:
         self, prompt: str, completions: str, prompt_ids: Any = None, completion_ids: Any = None, **data: Any
     ) -> RewardOutcome:
         """Score one completion; a failure is a typed record, too. Only a pool that is closed or cannot go on raises."""
-        result = await self._run(self._arguments(prompt, completions, prompt_ids, completion_ids, data))
-        seconds, started_at = result.seconds, result.started_at
+        if self.is_group:
+            sample = RewardSample(prompt, completions, _as_list(prompt_ids), _as_list(completion_ids), data)
+            return RewardOutcome("pending", pending=PendingScore(sample))
+        result = await self._run(self._select(prompt, completions, prompt_ids, completion_ids, data))
         if result.status != "ok":
-            reason = _with_output(result) if result.traceback else result.error
-            return RewardOutcome(result.status, seconds=seconds, started_at=started_at, error=reason)
+            return self._failure(result)
+        return self._checked(result.value, result, _length(completion_ids))
+
+    async def finish_group(self, outcomes: Sequence[RewardOutcome]) -> list[RewardOutcome]:
+        """See ``Reward.finish_group``."""
+        return await self.group_outcomes([outcome.pending.sample for outcome in outcomes])
+
+    async def group_outcomes(self, samples: Sequence[RewardSample]) -> list[RewardOutcome]:
+        """Score all samples of one prompt in one call. A failure of the call is the outcome of each of them."""
+        if not samples:
+            return []
+        result = await self._run(self._arguments.of_group(samples))
+        if result.status != "ok":
+            return [self._failure(result) for _ in samples]
+        values = result.value.tolist() if hasattr(result.value, "tolist") else result.value
+        if not isinstance(values, list | tuple) or len(values) != len(samples):
+            got = f"{len(values)} results" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+            error = f"reward {self.name} returned {got} for a group of {len(samples)} samples; return one for each"
+            return [RewardOutcome("error", seconds=result.seconds, error=error) for _ in samples]
+        return [
+            self._checked(value, result, len(sample.completion_ids) or None)
+            for value, sample in zip(values, samples, strict=True)
+        ]
+
+    def _failure(self, result: CallResult) -> RewardOutcome:
+        reason = _with_output(result) if result.traceback else result.error
+        return RewardOutcome(result.status, seconds=result.seconds, started_at=result.started_at, error=reason)
+
+    def _checked(self, value: Any, result: CallResult, num_completion_tokens: int | None) -> RewardOutcome:
+        seconds, started_at = result.seconds, result.started_at
         try:
-            checked = check_reward(result.value, self.reward_key, _length(completion_ids))
+            checked = check_reward(value, self.reward_key, num_completion_tokens)
         except RewardError as error:
             return RewardOutcome("error", seconds=seconds, started_at=started_at, error=f"reward {self.name}: {error}")
         if checked is None:
@@ -224,19 +288,14 @@ class AsyncRewardWrapper:
             checked.step_rewards,
         )
 
-    def _arguments(
+    def _select(
         self, prompt: str, completions: str, prompt_ids: Any, completion_ids: Any, data: dict[str, Any]
     ) -> dict[str, Any]:
         data["prompt"] = prompt
         data["completions"] = completions
         data["prompt_ids"] = prompt_ids
         data["completion_ids"] = completion_ids
-        accepted = self._accepted
-        if accepted is not None:
-            return {name: value for name, value in data.items() if name in accepted}
-        for name in self._bound:
-            data.pop(name, None)
-        return data
+        return self._arguments.select(data)
 
     async def _run(self, kwargs: dict[str, Any]) -> CallResult:
         if self.is_async:
@@ -247,19 +306,24 @@ class AsyncRewardWrapper:
         return await self._active_pool.call(self._function, kwargs, self.timeout_seconds, self._client, self._int_lists)
 
     async def _await(self, kwargs: dict[str, Any]) -> CallResult:
+        if not self._is_started:
+            await self.start()
         for name in self._int_lists:
-            if hasattr(kwargs.get(name), "tolist"):
-                kwargs[name] = kwargs[name].tolist()
+            if kwargs.get(name) is not None:
+                kwargs[name] = _as_list(kwargs[name])
         started_at = time.monotonic()
-        deadline = asyncio.timeout(self.timeout_seconds)
+        owns_deadline = getattr(self._object, "owns_deadline", False)
+        deadline = contextlib.nullcontext() if owns_deadline else asyncio.timeout(self.timeout_seconds)
         try:
             async with deadline:
                 value = await self.reward_fn(**kwargs)
         except Exception as error:  # The boundary to the user's coroutine: whatever it raises is its result.
             seconds = time.monotonic() - started_at
-            if deadline.expired() and isinstance(error, TimeoutError):
+            if isinstance(deadline, asyncio.Timeout) and deadline.expired() and isinstance(error, TimeoutError):
                 text = f"{self.name} did not return within {self.timeout_seconds:g} s"
                 return CallResult("timeout", None, text, seconds=seconds, started_at=started_at)
+            if isinstance(error, RewardTimeoutError):
+                return CallResult("timeout", None, f"{self.name}: {error}", seconds=seconds, started_at=started_at)
             summary, name = f"{type(error).__name__}: {error}", type(error).__name__
             return CallResult("error", None, summary, name, traceback.format_exc(), "", seconds, started_at)
         return CallResult("ok", value, seconds=time.monotonic() - started_at, started_at=started_at)
@@ -273,36 +337,11 @@ def _length(values: Any) -> int | None:
     return None if values is None else len(values)
 
 
+def _as_list(values: Any) -> Any:
+    if values is None:
+        return []
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
 def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    call_method = type(function).__call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_method)
-
-
-def _inspect_arguments(function: Any, name: str) -> tuple[frozenset[str] | None, list[str], frozenset[str]]:
-    """Names that the function takes (None: any), those without a default, and those that a partial has bound."""
-    bound: set[str] = set()
-    inner = function
-    while isinstance(inner, functools.partial):
-        bound.update(inner.keywords)
-        inner = inner.func
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the arguments of reward {name} cannot be inspected ({error}); wrap it in a def") from error
-    accepted: set[str] = set()
-    required: list[str] = []
-    takes_any = False
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
-            raise ConfigError(f"reward {name} takes {parameter.name!r} by position only; rewards get arguments by name")
-        elif (
-            parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL) and parameter.name not in bound
-        ):
-            accepted.add(parameter.name)
-            if parameter.default is parameter.empty:
-                required.append(parameter.name)
-    return None if takes_any else frozenset(accepted), required, frozenset(bound)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

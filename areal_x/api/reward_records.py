@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from areal_x.api.errors import ArealXError
 
 __all__ = [
+    "DEFAULT_REWARD_KEY",
     "RewardCrashError",
     "RewardError",
     "RewardOutcome",
     "RewardResult",
+    "RewardSample",
     "RewardStatus",
     "RewardTimeoutError",
+    "ScoredSample",
     "check_reward",
+    "group_reward",
 ]
 
-RewardStatus = Literal["ok", "not_applicable", "timeout", "crash", "error"]
+RewardStatus = Literal["ok", "not_applicable", "timeout", "crash", "error", "pending"]
+"""How a score ended; ``pending`` until a group reward has seen the complete group, and never after that."""
+DEFAULT_REWARD_KEY = "reward"
+"""Key of a returned dict that holds the reward, unless another one is chosen."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class RewardError(ArealXError):
@@ -37,11 +45,48 @@ class RewardCrashError(RewardError):
     """The worker that ran a reward function died."""
 
 
+def group_reward(function: Function) -> Function:
+    """Mark a function that scores all samples of one prompt in one call.
+
+    It takes, by name, any of ``samples`` (``list[RewardSample]``), ``prompt``, ``completions`` (``list[str]``),
+    ``prompt_ids`` and ``completion_ids`` (``list[list[int]]``) and the item's columns, and returns a list with one
+    result for each sample, in the order of the samples.
+    """
+    function.is_group_reward = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(slots=True)
+class RewardSample:
+    """One completion, as rewards of whole groups and post-processing hooks see it."""
+
+    prompt: str
+    completion: str
+    prompt_ids: list[int] = field(default_factory=list)
+    completion_ids: list[int] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    """The other columns of the data item."""
+    truncated: bool = False
+    """It ended because it became too long."""
+
+
+@dataclass(slots=True)
+class ScoredSample(RewardSample):
+    """A completion with its reward, as post-processing hooks see it."""
+
+    reward: float = 0.0
+    group_id: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class RewardResult:
-    """A reward with its parts."""
+    """A reward with its parts.
 
-    value: float
+    ``value`` may be left out where ``token_rewards`` or ``step_rewards`` are given: it is their sum.
+    """
+
+    value: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     token_rewards: list[float] | None = None
     """One for each token of the completion."""
@@ -66,14 +111,19 @@ class RewardOutcome:
     token_rewards: list[float] | None = None
     """One for each token of the completion, if the reward gave them."""
     step_rewards: list[float] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """Of several rewards: each one's own value before its weight. One that did not apply is absent."""
+    pending: Any = None
+    """What a group reward still has to score; set exactly while ``status`` is ``pending``."""
 
 
 def check_reward(returned: Any, reward_key: str, num_completion_tokens: int | None) -> RewardResult | None:
-    """What a reward function returned, as a checked record; None stays None (the reward does not apply).
+    """What a reward function returned, as a checked record whose ``value`` is set; None stays None (does not apply).
 
     Args:
         returned: a number (numpy scalars too), a dict, a ``RewardResult`` or None.
-        reward_key: key of a dict that holds the reward. Its other numbers become ``parts``, the rest ``metadata``.
+        reward_key: key of a dict that holds the reward. Its other numbers become ``parts``, the rest ``metadata``. Of
+            a ``RewardResult``, another key than the default takes that part as the reward.
         num_completion_tokens: length that ``token_rewards`` must have; None: unknown.
 
     Raises:
@@ -84,7 +134,7 @@ def check_reward(returned: Any, reward_key: str, num_completion_tokens: int | No
     if returned is None:
         return None
     if isinstance(returned, RewardResult):
-        return _check_result(returned, num_completion_tokens)
+        return _take_part(_check_result(returned, num_completion_tokens), reward_key)
     if isinstance(returned, Mapping):
         return _check_dict(returned, reward_key)
     return RewardResult(_number(returned, "the reward function returned"))
@@ -93,7 +143,9 @@ def check_reward(returned: Any, reward_key: str, num_completion_tokens: int | No
 def _check_dict(returned: Mapping[Any, Any], reward_key: str) -> RewardResult:
     if reward_key not in returned:
         keys = ", ".join(repr(key) for key in list(returned)[:20]) or "none"
-        raise RewardError(f"the reward function returned a dict without {reward_key!r}; its keys: {keys}")
+        raise RewardError(
+            f"the reward function returned a dict without {reward_key!r}; its keys: {keys} (see reward.reward_key)"
+        )
     result = RewardResult(_number(returned[reward_key], f"the reward function returned under {reward_key!r}"))
     for key, value in returned.items():
         if key == reward_key:
@@ -105,15 +157,40 @@ def _check_dict(returned: Mapping[Any, Any], reward_key: str) -> RewardResult:
     return result
 
 
+def _take_part(result: RewardResult, reward_key: str) -> RewardResult:
+    if reward_key == DEFAULT_REWARD_KEY:
+        return result
+    if reward_key not in result.parts:
+        parts = ", ".join(repr(name) for name in result.parts) or "none"
+        raise RewardError(f"the RewardResult has no part {reward_key!r}; its parts: {parts} (see reward.reward_key)")
+    assert result.value is not None
+    parts = {DEFAULT_REWARD_KEY: result.value} | result.parts
+    return RewardResult(result.parts[reward_key], parts, metadata=result.metadata)
+
+
 def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> RewardResult:
-    value = _number(returned.value, "RewardResult.value is")
     parts = {str(name): _number(part, f"RewardResult.parts[{name!r}] is") for name, part in returned.parts.items()}
     tokens = _numbers(returned.token_rewards, "token_rewards")
     if tokens is not None and num_completion_tokens is not None and len(tokens) != num_completion_tokens:
         raise RewardError(
             f"RewardResult.token_rewards has {len(tokens)} numbers, the completion has {num_completion_tokens} tokens"
         )
-    return RewardResult(value, parts, tokens, _numbers(returned.step_rewards, "step_rewards"), dict(returned.metadata))
+    steps = _numbers(returned.step_rewards, "step_rewards")
+    return RewardResult(_value(returned, tokens, steps), parts, tokens, steps, dict(returned.metadata))
+
+
+def _value(returned: RewardResult, tokens: list[float] | None, steps: list[float] | None) -> float:
+    """The scalar: as given, or the sum of the rewards of tokens, else of steps. Both must say the same."""
+    summed = None if tokens is None and steps is None else math.fsum(tokens if tokens is not None else steps or ())
+    if returned.value is None and summed is not None:
+        return _number(summed, "the sum of the rewards of tokens or steps is")
+    value = _number(returned.value, "RewardResult.value is")
+    if tokens is not None and summed is not None and not math.isclose(value, summed, rel_tol=1e-6, abs_tol=1e-6):
+        raise RewardError(
+            f"RewardResult.value is {value:g}, but its token_rewards add up to {summed:g}; leave value out, or let "
+            "them agree"
+        )
+    return value
 
 
 def _numbers(values: Any, name: str) -> list[float] | None:

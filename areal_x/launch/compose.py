@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -24,7 +25,7 @@ from areal_x.api.errors import ConfigError
 from areal_x.launch.compose_errors import explain
 from areal_x.launch.config_files import config_groups, configs_dir, find_config
 from areal_x.launch.option_owners import drop_inherited_options
-from areal_x.launch.schema import check_key, check_yaml_keys, free_form_root
+from areal_x.launch.schema import check_key, check_yaml_keys, entry_of_key, free_form_root
 
 __all__ = ["ConfigSource", "compose_config", "compose_tree", "expand_sweep", "parse_override", "to_yaml"]
 
@@ -125,7 +126,7 @@ def _store_primary(source: ConfigSource) -> None:
 
 
 def _split_overrides(overrides: Sequence[str], groups: frozenset[str]) -> tuple[list[str], list[Override]]:
-    """Overrides for Hydra, and those of keys inside free-form mappings, which Hydra would only take with a ``+``."""
+    """Overrides for Hydra, and those of keys below names of the user's, which Hydra would only take with a ``+``."""
     for_hydra: list[str] = []
     free_form: list[Override] = []
     for text in overrides:
@@ -139,7 +140,7 @@ def _split_overrides(overrides: Sequence[str], groups: frozenset[str]) -> tuple[
         check_key(key, f"{text}: ", groups)
         if override.is_delete() and key not in groups:
             raise ConfigError(f"{text}: a key cannot be removed; give it another value")
-        if free_form_root(f"{key}.x") is not None:
+        if free_form_root(f"{key}.x") is not None or entry_of_key(f"{key}.x") is not None:
             free_form.append(override)
         else:
             for_hydra.append(override.input_line or text)
@@ -175,7 +176,8 @@ def compose_tree(source: ConfigSource, overrides: Sequence[str] = ()) -> DictCon
     except _COMPOSITION_ERRORS as error:
         raise explain(error, source.path) from error
     OmegaConf.set_struct(tree, False)
-    drop_inherited_options(tree, source.path, [parse_override(text).key_or_group for text in for_hydra])
+    overridden = [parse_override(text).key_or_group for text in for_hydra]
+    drop_inherited_options(tree, source.path, [*overridden, *(override.key_or_group for override in free_form)])
     try:
         for override in free_form:
             _apply_free_form(tree, override)
@@ -204,11 +206,26 @@ def _compose_once(folder: Path, overrides: list[str]) -> DictConfig:
 
 
 def _apply_free_form(tree: DictConfig, override: Override) -> None:
-    key = override.key_or_group
+    key, value = override.key_or_group, override.value()
+    if free_form_root(key) is None and entry_of_key(key) is None and entry_of_key(f"{key}.x") is not None:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}={value}: expected named sections, such as {{accuracy: {{weight: 1.0}}}}")
+        OmegaConf.update(tree, key, {}, merge=False)
+        for name, entry in value.items():
+            _update_below_names(tree, f"{key}.{name}", entry)
+    else:
+        _update_below_names(tree, key, value)
+
+
+def _update_below_names(tree: DictConfig, key: str, value: Any) -> None:
+    """Set a key that lies in a free-form mapping, or in a section that the user named."""
+    entry = entry_of_key(key)
+    if entry is not None and OmegaConf.select(tree, entry[0]) is None:
+        OmegaConf.update(tree, entry[0], OmegaConf.structured(entry[1]), force_add=True)
     root = free_form_root(key)
     if root is not None and OmegaConf.select(tree, root) is None:
         OmegaConf.update(tree, root, {}, merge=False)
-    OmegaConf.update(tree, key, override.value(), merge=False, force_add=True)
+    OmegaConf.update(tree, key, value, merge=entry is not None and root is None, force_add=True)
 
 
 def compose_config(source: ConfigSource, overrides: Sequence[str] = ()) -> ExperimentConfig:

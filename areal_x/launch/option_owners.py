@@ -1,20 +1,26 @@
 """Options belong to what they are options of: another reward, workflow or data set does not inherit them.
 
-``reward.kwargs`` of a preset are options of that preset's reward. Whoever names another ``reward.fn``, in a file or on
-the command line, begins with none.
+``reward.kwargs`` of a preset are options of that preset's reward. Whoever names another ``reward.fn``, or several
+``reward.rewards``, in a file or on the command line, begins with none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 __all__ = ["OPTION_OWNERS", "drop_inherited_options"]
 
-OPTION_OWNERS = {"data.path": "data.kwargs", "reward.fn": "reward.kwargs", "workflow.path": "workflow.kwargs"}
-"""Key that names something, and the key of its options."""
+OPTION_OWNERS: dict[str, dict[str, Any]] = {
+    "data.path": {"data.kwargs": {}},
+    "reward.fn": {"reward.kwargs": {}, "reward.rewards": {}, "reward.group": None},
+    "reward.rewards": {"reward.fn": None, "reward.kwargs": {}, "reward.group": None},
+    "workflow.path": {"workflow.kwargs": {}},
+}
+"""Key that names something, and its options with what they are when nobody gave them."""
 
 
 def drop_inherited_options(tree: DictConfig, file: Path, overridden: Sequence[str]) -> None:
@@ -27,7 +33,14 @@ def drop_inherited_options(tree: DictConfig, file: Path, overridden: Sequence[st
     """
     own = OmegaConf.load(file)
     for owner, options in OPTION_OWNERS.items():
-        if owner in overridden:
-            OmegaConf.update(tree, options, {}, merge=False)
+        if any(key == owner or key.startswith(f"{owner}.") for key in overridden):
+            said: Any = None
         elif isinstance(own, DictConfig) and OmegaConf.select(own, owner) is not None:
-            OmegaConf.update(tree, options, OmegaConf.select(own, options) or {}, merge=False)
+            said = own
+        else:
+            continue
+        for key, default in options.items():
+            if key in overridden:
+                continue
+            value = None if said is None else OmegaConf.select(said, key)
+            OmegaConf.update(tree, key, default if value is None else value, merge=False)

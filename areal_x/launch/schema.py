@@ -19,6 +19,7 @@ from areal_x.api.errors import ConfigError
 __all__ = [
     "check_key",
     "check_yaml_keys",
+    "entry_of_key",
     "free_form_root",
     "line_of_key",
     "nearest",
@@ -36,39 +37,66 @@ def _fields(cls: type) -> dict[str, Any]:
 def _is_free_form(annotation: Any) -> bool:
     """Whether a field is a mapping whose keys the schema does not know (``dict[str, Any]``, optional or not)."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return any(typing.get_origin(option) is dict for option in options)
+    return any(typing.get_origin(option) is dict for option in options) and _entry_type(annotation) is None
+
+
+def _entry_type(annotation: Any) -> type | None:
+    """The dataclass of the entries, where a field is a mapping from names to sections (``reward.rewards``)."""
+    values = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is dict else ()
+    return values[0] if values and dataclasses.is_dataclass(values[0]) and isinstance(values[0], type) else None
 
 
 def valid_keys(prefix: str = "", cls: type = ExperimentConfig) -> Iterator[str]:
-    """Every dotted key of the configuration, sections included."""
+    """Every dotted key of the configuration, sections included; ``*`` stands for a name of the user's."""
     for name, annotation in _fields(cls).items():
         yield prefix + name
+        if (entry := _entry_type(annotation)) is not None:
+            yield f"{prefix}{name}.*"
+            yield from valid_keys(f"{prefix}{name}.*.", entry)
         if dataclasses.is_dataclass(annotation):
             yield from valid_keys(f"{prefix}{name}.", typing.cast(type, annotation))
 
 
+def _walk_key(key: str) -> Iterator[tuple[str, Any]]:
+    """Each part of a dotted key, ``*`` for a user's name, with its type; ends behind the first that is no section."""
+    cls: Any = ExperimentConfig
+    parts = iter(key.split("."))
+    for part in parts:
+        annotation = _fields(cls).get(part) if dataclasses.is_dataclass(cls) else None
+        yield part, annotation
+        if (entry := _entry_type(annotation)) is not None:
+            if next(parts, None) is None:
+                return
+            yield "*", entry
+            annotation = entry
+        if not dataclasses.is_dataclass(annotation):
+            break
+        cls = annotation
+    yield from ((part, None) for part in parts)
+
+
 def free_form_root(key: str) -> str | None:
     """The free-form mapping that ``key`` lies in (``workflow.kwargs`` for ``workflow.kwargs.max_turns``), or None."""
-    cls: Any = ExperimentConfig
     parts = key.split(".")
-    for depth, part in enumerate(parts[:-1]):
-        annotation = _fields(cls).get(part)
-        if annotation is None:
-            return None
-        if _is_free_form(annotation):
-            return ".".join(parts[: depth + 1])
-        if not dataclasses.is_dataclass(annotation):
-            return None
-        cls = annotation
+    for depth, (_, annotation) in enumerate(_walk_key(key), start=1):
+        if depth < len(parts) and _is_free_form(annotation):
+            return ".".join(parts[:depth])
+    return None
+
+
+def entry_of_key(key: str) -> tuple[str, type] | None:
+    """The user-named section that ``key`` is or lies in (``reward.rewards.style``), with its dataclass, or None."""
+    parts = key.split(".")
+    for depth, (part, annotation) in enumerate(_walk_key(key), start=1):
+        if part == "*":
+            return ".".join(parts[:depth]), annotation
     return None
 
 
 def _is_section(key: str) -> bool:
-    """Whether a key that exists is a dataclass with keys of its own."""
-    cls: Any = ExperimentConfig
-    for part in key.split("."):
-        cls = _fields(typing.cast(type, cls)).get(part) if dataclasses.is_dataclass(cls) else None
-    return dataclasses.is_dataclass(cls)
+    """Whether a key that exists holds keys of its own."""
+    *_, (_, annotation) = _walk_key(key)
+    return dataclasses.is_dataclass(annotation) or _entry_type(annotation) is not None
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -110,7 +138,7 @@ def check_key(key: str, where: str = "", groups: frozenset[str] = frozenset()) -
     """
     if key in groups or free_form_root(key) is not None:
         return
-    if key not in set(valid_keys()):
+    if ".".join(part for part, _ in _walk_key(key)) not in set(valid_keys()):
         raise ConfigError(f"{where}unknown key {key!r}{_hint(key)}")
 
 

@@ -78,8 +78,8 @@ async def test_numpy_scalars_are_numbers(pool, kind):
         ({"reward": math.nan}, "under 'reward' nan"),
         (RewardResult(math.nan), "RewardResult.value is nan"),
         (RewardResult(1.0, {"a": True}), r"parts\['a'\] is a bool"),
-        (RewardResult(1.0, token_rewards=[1.0, 2.0]), "2 numbers, the completion has 3 tokens"),
-        (RewardResult(1.0, token_rewards=[1.0, "x", 1.0]), r"token_rewards\[1\] is a str"),
+        (RewardResult(3.0, token_rewards=[1.0, 2.0]), "2 numbers, the completion has 3 tokens"),
+        (RewardResult(None, token_rewards=[1.0, "x", 1.0]), r"token_rewards\[1\] is a str"),
         (RewardResult(1.0, step_rewards=3.0), "step_rewards is a float"),  # type: ignore[arg-type]
     ],
 )

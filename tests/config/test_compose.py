@@ -38,7 +38,7 @@ def test_a_users_file_builds_on_shipped_presets(tmp_path: Path) -> None:
     )
     config = compose_config(source)
     assert config.name == "mine" and config.train.batch_size == 64
-    assert not config.algorithm.normalize_std
+    assert config.algorithm.scale_by == "none"
     assert config.data.path == "arithmetic"
 
 
@@ -56,7 +56,7 @@ def test_presets_beside_a_users_file_are_found(tmp_path: Path) -> None:
 
 def test_a_preset_can_be_chosen_where_the_file_names_none(tmp_path: Path) -> None:
     source = write(tmp_path, "name: mine\ndata: {path: x}\n")
-    assert not compose_config(source, ["algorithm=reinforce"]).algorithm.normalize_std
+    assert compose_config(source, ["algorithm=reinforce"]).algorithm.scale_by == "none"
 
 
 def test_folders_with_odd_names_work(tmp_path: Path) -> None:
