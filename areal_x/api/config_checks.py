@@ -10,6 +10,7 @@ from pathlib import Path
 
 from areal_x.api.config import ExperimentConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
+from areal_x.api.import_paths import split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 
 __all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config", "names_a_file"]
@@ -221,8 +222,9 @@ def _check_reference(key: str, value: str | None) -> None:
     """A reference to a file of the user's (``file.py:name``) must have a name, and the file must exist."""
     if value is None or ".py" not in value:
         return
-    file, _, name = value.partition(":")
-    if not name:
+    library, path = split_library(value)
+    file, _, name = path.partition(":")
+    if not name and library is None:
         raise _fail(key, value, f"write {file}:NAME, with the name of what to take from the file")
     if not Path(file).expanduser().is_file():
         raise _fail(key, value, f"no such file: {file}")

@@ -13,13 +13,22 @@ from areal_x.api.errors import ConfigError
 from areal_x.process_pool import function_transfer
 from areal_x.process_pool.errors import FunctionTransferError
 
-__all__ = ["is_import_path", "load_object", "nearest"]
+__all__ = ["LIBRARIES", "is_import_path", "load_object", "nearest", "split_library"]
+
+LIBRARIES = ("areal", "openrlhf", "slime", "trl", "verl")
+"""Libraries whose reward functions run as they are: ``slime:pkg.mod.fn``."""
 
 
 def nearest(name: str, valid: list[str]) -> str:
     """``; did you mean 'x'?`` for the nearest valid name, else an empty string."""
     close = get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def split_library(spec: str) -> tuple[str | None, str]:
+    """``slime:pkg.mod.fn`` as ``("slime", "pkg.mod.fn")``; any other name as ``(None, name)``."""
+    library, colon, rest = spec.partition(":")
+    return (library, rest) if colon and library in LIBRARIES else (None, spec)
 
 
 def is_import_path(spec: str) -> bool:

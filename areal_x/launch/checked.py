@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
-from areal_x.api.import_paths import is_import_path, load_object
+from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
@@ -56,7 +56,7 @@ def _is_cheap_to_import(spec: str, key: str) -> bool:
         ConfigError: there is no such package.
     """
     module = spec.rpartition(":")[0] or spec.rpartition(".")[0]
-    if module.endswith(".py") or module.startswith("areal_x."):
+    if ".py" in (spec[-3:], module.rstrip(":")[-3:]) or module.startswith("areal_x."):
         return True
     package = module.partition(".")[0]
     if not package or importlib.util.find_spec(package) is None:
@@ -85,7 +85,8 @@ def _check_filter(config: ExperimentConfig) -> None:
 def _check_reward_name(config: ExperimentConfig) -> None:
     """The reward is known, and takes its options, before anything starts."""
     reward = config.reward
-    if reward.fn is not None and is_import_path(reward.fn) and not _is_cheap_to_import(reward.fn, "reward.fn"):
+    path = None if reward.fn is None else split_library(reward.fn)[1]
+    if path is not None and is_import_path(path) and not _is_cheap_to_import(path, "reward.fn"):
         return
     from areal_x.reward.registry import get_reward_fn
 

@@ -19,22 +19,24 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import is_import_path, load_object, nearest
+from areal_x.api.import_paths import LIBRARIES, is_import_path, load_object, nearest, split_library
 
 __all__ = ["LIBRARIES", "RewardEntry", "get_reward_fn", "list_rewards", "register_reward", "split_library"]
 
 RewardFn = Callable[..., Any]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-LIBRARIES = ("areal", "openrlhf", "slime", "trl", "verl")
-"""Prefixes of reward functions that were written for another library: ``slime:package.module.function``."""
-
 _BOXED = "boxed_"
 _BUILTIN_MODULES = (
     "arithmetic",
     "composite",
+    "f1",
     "format",
     "gsm8k",
+    "length",
+    "multiple_choice",
+    "random_reward",
+    "repetition",
 )
 _entries: dict[str, RewardEntry] = {}
 _name_of_dataset: dict[str, str] = {}
@@ -145,12 +147,6 @@ def list_rewards() -> list[RewardEntry]:
     return [_entries[key] for key in sorted(_entries)]
 
 
-def split_library(spec: str) -> tuple[str | None, str]:
-    """``slime:pkg.mod.fn`` as ``("slime", "pkg.mod.fn")``; any other name as ``(None, name)``."""
-    library, colon, rest = spec.partition(":")
-    return (library, rest) if colon and library in LIBRARIES else (None, spec)
-
-
 def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any) -> RewardFn:
     """The reward function of that name, with ``kwargs`` bound.
 
@@ -177,7 +173,7 @@ def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any
     if library is not None:
         from areal_x.reward.adapters import adapt
 
-        return adapt(library, spec, kwargs)
+        return adapt(library, spec, kwargs, dataset)
     entry = _find(name, ask_packages="/" in name or not is_import_path(name))
     if entry is not None:
         return _bind(entry.target, entry.name, dataset, kwargs)
