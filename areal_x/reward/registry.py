@@ -15,6 +15,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ _BUILTIN_MODULES = (
     "length",
     "multiple_choice",
     "random_reward",
+    "remote",
     "repetition",
 )
 _entries: dict[str, RewardEntry] = {}
@@ -221,8 +223,12 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _offer(name: str) -> str:
+    from areal_x.reward import entry_points
+
     known = sorted({*_entries, *_name_of_dataset})
-    return nearest(PurePosixPath(name.lower()).name, known) or f"; known: {', '.join(known)}"
+    near = get_close_matches(PurePosixPath(name.lower()).name, known, n=3, cutoff=0.5)
+    offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(known)}"
+    return offer + "".join(f"; not loaded: {failure.error}" for failure in entry_points.failures())
 
 
 def _bind(target: Callable[..., Any], label: str, dataset: str | None, kwargs: dict[str, Any]) -> RewardFn:
