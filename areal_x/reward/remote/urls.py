@@ -70,9 +70,8 @@ def parse_url(text: str) -> Target:
         raise TargetError(f"not an http:// or https:// URL: {text.partition('@')[0].partition('?')[0][:40]!r}")
     scheme, authority, path = match[1].lower(), match[2], match[3]
     if "@" in authority:
-        raise TargetError(
-            f"a URL with a user name before {authority.rpartition('@')[2]!r}; use headers_env for secrets"
-        )
+        host = authority.rpartition("@")[2]
+        raise TargetError(f"a URL with a user name or password before {host!r}; use headers_env for secrets")
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise TargetError(f"host {authority[:80]!r} of a URL cannot be read; write host:port, IPv6 as [::1]:port")
