@@ -8,6 +8,9 @@ from functools import lru_cache
 from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking, last_boxed, last_marked, last_number, parse_number
 from areal_x.reward.latex_answers import equal_latex, refusal
+from areal_x.reward.math.bounded_child import LimitReached, Limits
+from areal_x.reward.math.symbolic import verify_text
+from areal_x.reward.options import check_choice
 from areal_x.reward.registry import register_reward
 
 __all__ = ["gsm8k"]
@@ -19,16 +22,34 @@ __all__ = ["gsm8k"]
     extracts="the last \\boxed{}, else the last #### line, else the last number",
     returns="1 or 0",
 )
-def gsm8k(completions: str, answer: object, prompt: str = "", *, limit_value: float = 0.0) -> RewardResult:
+def gsm8k(
+    completions: str,
+    answer: object,
+    prompt: str = "",
+    *,
+    compat: str | None = None,
+    limit_value: float = 0.0,
+    time_limit: float = 5.0,
+) -> RewardResult:
     r"""1 if the last ``\boxed{}``, else the last ``####`` line, else the last number equals the gold answer; else 0.
 
     Numbers are compared exactly; only an answer or a gold in LaTeX goes to Math-Verify. Inside a thought that was not
     ended (``<think>`` without ``</think>``) nothing counts. ``limit_value`` is the verdict on an answer that is too
-    large to be checked; ``metadata`` says where the answer was found and why it was refused.
+    large to be checked or takes longer than ``time_limit`` seconds; ``metadata`` says where the answer was found and
+    why it was refused. ``compat="areal"`` gives AReaL's verdicts: Math-Verify searches the whole completion and the
+    whole gold.
 
     Raises:
         ValueError: the ``answer`` column holds no answer.
     """
+    check_choice("gsm8k", "compat", compat, (None, "areal"))
+    if compat == "areal":
+        try:
+            return RewardResult(
+                float(verify_text(str(answer), completions, Limits(time_limit), expressions_first=True))
+            )
+        except LimitReached as limit:
+            return RewardResult(limit_value, metadata={"reason": limit.reason})
     gold_text, gold = _gold(str(answer))
     text = after_thinking(completions, prompt)
     if text is None:
@@ -43,7 +64,10 @@ def gsm8k(completions: str, answer: object, prompt: str = "", *, limit_value: fl
     reason = refusal(found) or refusal(gold_text)
     if reason is not None:
         return RewardResult(limit_value, metadata={**metadata, "reason": reason})
-    return RewardResult(float(equal_latex(gold_text, found)), metadata=metadata)
+    try:
+        return RewardResult(float(equal_latex(gold_text, found, Limits(time_limit))), metadata=metadata)
+    except LimitReached as limit:
+        return RewardResult(limit_value, metadata={**metadata, "reason": limit.reason})
 
 
 def _extract(text: str) -> tuple[str, str | None]:

@@ -8,9 +8,12 @@ the model's own text asked for it.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
+
+from areal_x.reward.math.bounded_child import Limits
+from areal_x.reward.math.exact import compare
+from areal_x.reward.math.symbolic import normalized, verify_text
 
 __all__ = ["equal_latex", "refusal"]
 
@@ -53,16 +56,11 @@ def refusal(answer: str) -> str | None:
     return "too_deep" if deepest > MAX_DEPTH else None
 
 
-def equal_latex(gold: str, answer: str) -> bool:
+def equal_latex(gold: str, answer: str, limits: Limits) -> bool:
     """Whether Math-Verify takes ``answer`` for ``gold``; both short, without dollars around, and not refused.
 
-    Runs in a worker that can be killed: Math-Verify's own signal time-outs, which work on a main thread only, are off.
+    Raises:
+        LimitReached: it could not be decided within ``limits``.
     """
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    # It warns on each new process that its time-outs are off, which is on purpose here.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    config = [LatexExtractionConfig()]
-    gold_parsed = parse(f"${gold}$", config, parsing_timeout=None)
-    answer_parsed = parse(f"${answer}$", config, parsing_timeout=None)
-    return bool(verify(gold_parsed, answer_parsed, float_rounding=6, timeout_seconds=None))
+    verdict = compare(normalized(gold), normalized(answer))
+    return verify_text(f"${gold}$", f"${answer}$", limits) if verdict is None else verdict

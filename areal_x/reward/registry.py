@@ -30,11 +30,14 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 _BOXED = "boxed_"
 _BUILTIN_MODULES = (
     "arithmetic",
+    "clevr",
     "composite",
     "f1",
     "format",
+    "geometry3k",
     "gsm8k",
     "length",
+    "math",
     "multiple_choice",
     "random_reward",
     "remote",

@@ -1,0 +1,154 @@
+"""Finds the final answer in a completion from its end: the last box, the last ``####`` line, the last "answer is".
+
+Math-Verify looks at the whole text with some forty regular expressions. Here one search from the end names the few
+hundred characters that hold the answer, and only these are looked at further.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from areal_x.reward.answers import last_boxed, last_marked
+
+__all__ = ["FoundAnswer", "find_answer", "find_gold"]
+
+_MAX_JOINED = 5
+_MAX_ANCHORS = 20
+_SCAN = 50
+"""Math-Verify looks for the answer at most this far behind the word."""
+_REGION = 400
+_LAST_RESORT = 20_000
+_BETWEEN_BOXES = re.compile(r"[\s$.\\()\[\]]*(?:[,;]|,?\s*\b(?:and|or)\b)[\s$.\\()\[\]]*")
+_MATH = re.compile(r"[0-9$]|\\[(\[]|\\[dt]?frac")
+_NUMBER = r"(-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]{1,6})?)"
+_PLAIN_ANCHOR = re.compile(
+    r"(?:final )?answer(?:\s+is)?:?\s*(?:\*\*)?\s?(?:\$" + _NUMBER + r"\$|\\\(" + _NUMBER + r"\\\)|" + _NUMBER + r")"
+    r"(?:\*\*)?\.?\s*",
+    re.IGNORECASE,
+)
+_PLAIN_END = re.compile(r"(?:[A-Za-z][,:]?\s|=\s?|^)\s*" + _NUMBER + r"(?:\.|\*\*)*(?:\s+[A-Za-z]+){0,3}[.!\s]*\Z")
+_DOLLARS = re.compile(r"(\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAnswer:
+    """Where an answer was found.
+
+    Args:
+        text: the content of a box, or a piece of text for Math-Verify to search.
+        source: ``boxed``, ``marked``, ``answer`` (behind that word) or ``end`` (of the text).
+        whole: ``text`` is the answer itself, and not a text that it is in.
+    """
+
+    text: str
+    source: str
+    whole: bool = True
+
+
+def find_answer(text: str) -> FoundAnswer | None:
+    """The last box, else the last ``####`` line, else what follows the last "answer", else the text's end."""
+    boxed = _boxes(text)
+    if boxed is not None:
+        return FoundAnswer(_without_full_stop(boxed), "boxed")
+    marked = last_marked(text)
+    if marked is not None:
+        return FoundAnswer(_without_full_stop(marked.strip("*").strip()), "marked")
+    return _behind_anchor(text) or _at_end(text)
+
+
+def find_gold(gold: str) -> FoundAnswer:
+    """The answer that a gold column holds: an answer, a box, ``$...$`` around it, or a solution with it at the end.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    text = gold.strip()
+    if not text:
+        raise ValueError("the gold answer is empty; a math reward needs one in the column 'answer'")
+    if "\\boxed" in text or "####" in text:
+        found = find_answer(text)
+        if found is None:
+            raise ValueError(f"no answer was found in the gold {text[-100:]!r}; write the answer alone, or in a box")
+        return found
+    dollars = _DOLLARS.fullmatch(text)
+    if dollars is not None and "$" not in dollars.group(2):
+        return FoundAnswer(dollars.group(2).strip(), "gold")
+    if "\n" in text or len(text) > _REGION:
+        return _behind_anchor(text) or _at_end(text) or FoundAnswer(text, "gold", whole=False)
+    return FoundAnswer(text, "gold", whole="$" not in text.replace("\\$", ""))
+
+
+def _boxes(text: str) -> str | None:
+    """Content of the last complete box, and those before it that only a comma, "and" or "or" divides from it."""
+    start = text.rfind("\\boxed")
+    box = _box_at(text, start, len(text)) if start >= 0 else None
+    if box is None:
+        return last_boxed(text) if start >= 0 else None
+    contents = [box[0]]
+    while len(contents) < _MAX_JOINED:
+        earlier = text.rfind("\\boxed", 0, start)
+        if earlier < 0:
+            break
+        box = _box_at(text, earlier, start)
+        if box is None or not _BETWEEN_BOXES.fullmatch(text, box[1], start):
+            break
+        if box[0] != contents[0]:
+            contents.insert(0, box[0])
+        start = earlier
+    return ",".join(contents)
+
+
+def _box_at(text: str, start: int, limit: int) -> tuple[str, int] | None:
+    r"""Content and end of the ``\boxed{...}`` at ``start``, if it is complete before ``limit``."""
+    opened = text.find("{", start, min(start + 10, limit))
+    if opened < 0 or text[start + len("\\boxed") : opened].strip():
+        return None
+    depth = 0
+    for position in range(opened, min(limit, opened + 10_000)):
+        character = text[position]
+        if character in "{}" and text[position - 1] != "\\":
+            depth += 1 if character == "{" else -1
+            if depth == 0:
+                return text[opened + 1 : position].strip(), position + 1
+    return None
+
+
+def _without_full_stop(answer: str) -> str:
+    return answer[:-1].rstrip() if answer.endswith(".") and not answer.endswith("..") else answer
+
+
+def _behind_anchor(text: str) -> FoundAnswer | None:
+    lowered = text.lower()
+    if len(lowered) != len(text):  # A few letters become two: positions would not fit.
+        lowered = text
+    end = len(text)
+    for _ in range(_MAX_ANCHORS):
+        start = lowered.rfind("answer", 0, end)
+        if start < 0:
+            return None
+        if _MATH.search(text, start, start + len("answer") + _SCAN + 10):
+            if lowered.startswith("final ", start - 6) and start >= 6:
+                start -= 6
+            region = text[start : start + _REGION]
+            plain = _PLAIN_ANCHOR.fullmatch(region)
+            if plain is not None:
+                return FoundAnswer(next(group for group in plain.groups() if group), "answer")
+            return FoundAnswer(region, "answer", whole=False)
+        end = start
+    return None
+
+
+def _at_end(text: str) -> FoundAnswer | None:
+    tail = text[-_REGION:]
+    plain = _PLAIN_END.search(tail)
+    if plain is not None and (plain.start() > 0 or len(tail) == len(text)):
+        return FoundAnswer(plain.group(1), "end")
+    for size in (_REGION, _LAST_RESORT):
+        begin = max(0, len(text) - size)
+        # A line is where inline mathematics begins anew.
+        begin = 0 if begin == 0 else max(text.find("\n", begin - 1, len(text) - size // 2), begin)
+        region = text[begin:]
+        if _MATH.search(region):
+            return FoundAnswer(region, "end", whole=False)
+    return None
