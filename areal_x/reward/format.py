@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from areal_x.api.errors import ConfigError
 from areal_x.reward.answers import after_thinking, last_boxed, last_marked
+from areal_x.reward.options import check_choice
 from areal_x.reward.registry import register_reward
 
 __all__ = ["FormatReward"]
 
 _ANSWERS = {"marked": last_marked, "boxed": last_boxed}
+_TAG = re.compile(r"[\w.:-]+")
 
 
 @register_reward(
@@ -24,21 +27,27 @@ class FormatReward:
             outside of an unfinished thought. The default when nothing else is asked for is ``marked``.
         tags: each tag is opened and closed exactly once, one after the other, for example ``[think, answer]``.
         pattern: a regular expression found somewhere in the completion (``.`` matches new lines, too; anchor it with
-            ``^`` and ``$`` to ask for the whole).
+            ``^`` and ``$`` to ask for the whole). It is the user's own code: one that backtracks without end ends at
+            ``reward.timeout_seconds`` as the outcome ``timeout``.
 
     All that are asked for have to hold.
     """
 
-    def __init__(self, answer: str | None = None, tags: list[str] | None = None, pattern: str | None = None) -> None:
+    def __init__(
+        self, answer: str | None = None, tags: Sequence[str] | None = None, pattern: str | None = None
+    ) -> None:
         if answer is None and not tags and pattern is None:
             answer = "marked"
-        if answer is not None and answer not in _ANSWERS:
-            raise ConfigError(f"answer={answer!r} of reward 'format' is not one of: {', '.join(_ANSWERS)}")
+        check_choice("format", "answer", answer, (None, *_ANSWERS))
+        if isinstance(tags, str) or not all(isinstance(tag, str) and _TAG.fullmatch(tag) for tag in tags or ()):
+            raise ConfigError(f"tags={tags!r} of reward 'format' is not a list of names, for example [think, answer]")
+        if len(set(tags or ())) < len(tags or ()):
+            raise ConfigError(f"tags={tags!r} of reward 'format' names a tag twice; each is opened and closed once")
         self.answer = answer
         self.tags = [part for tag in tags or () for part in (f"<{tag}>", f"</{tag}>")]
         try:
             self.pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ConfigError(f"pattern={pattern!r} of reward 'format' is not a regular expression: {error}") from error
 
     def __call__(self, completions: str, prompt: str = "") -> float:

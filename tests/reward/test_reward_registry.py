@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import load_object
-from areal_x.api.reward_api import RewardResult
 from areal_x.reward import get_reward_fn, list_rewards, register_reward
 from areal_x.reward import registry as registry_module
 from areal_x.reward.arithmetic import arithmetic
 from areal_x.reward.gsm8k import gsm8k
+from areal_x.reward.listing import reward_table
 
 
 def own_reward(completions: str, answer: str, bonus: float = 0.0) -> float:
@@ -64,7 +65,10 @@ def test_all_builtins_are_listed_with_a_summary() -> None:
     [
         ("gsm8", "reward.fn='gsm8' is unknown; did you mean 'gsm8k'?"),
         ("gsm8kk", "did you mean 'gsm8k'?"),
-        ("zzz", "known: arithmetic, composite, format, gsm8k"),
+        ("zzz", "is unknown; known: 2wikimultihopqa, "),
+        ("f0", "did you mean 'f1'?"),
+        ("multiple_choise", "did you mean 'multiple_choice'?"),
+        ("mmlu_por", "did you mean 'mmlu_pro' or 'mmlu-pro' or 'mmlu'?"),
         ("gsm8k_v2_socratic_long", "is unknown"),
         ("no_such_package.module:fn", "no_such_package"),
         ("missing.py:fn", "missing.py"),
@@ -160,73 +164,75 @@ def test_what_cannot_be_called_or_imported_is_refused() -> None:
         get_reward_fn("not_callable")
 
 
-def test_composite_weighs_named_parts_and_logs_each() -> None:
-    reward = get_reward_fn("composite", dataset="openai/gsm8k", parts={"format": {"weight": 0.2}, "accuracy": 0.8})
-    reward = pickle.loads(pickle.dumps(reward))
-    right = reward(completions="so\n#### 72", answer="#### 72", prompt="How many?")
-    assert right == RewardResult(1.0, {"format": 1.0, "accuracy": 1.0}, metadata=right.metadata)
-    assert right.metadata["answer"] == "72"
-    assert reward(completions="so\n#### 71", answer="#### 72", prompt="").value == pytest.approx(0.2)
-    assert reward(completions="so 72", answer="#### 72", prompt="").parts == {"format": 0.0, "accuracy": 1.0}
-
-
-def test_composite_shows_the_arguments_of_its_parts_only() -> None:
-    reward = get_reward_fn("composite", parts={"length": {"fn": f"{__file__}:own_reward", "bonus": 1.0}, "format": 0.2})
-    parameters = inspect.signature(reward).parameters
-    assert set(parameters) == {"completions", "answer", "prompt"}
-    assert parameters["answer"].default is inspect.Parameter.empty
-    assert reward(completions="a", answer="a", prompt="", prompt_ids=[1]).value == 2.0
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({}, "needs parts"),
-        ("format", "needs parts"),
-        ({"accuracy": 1.0}, r"set data\.name|has no built-in reward|no reward"),
-        ({"formatt": 1.0}, "did you mean 'format'"),
-        ({"format": "much"}, "weight='much' is not a number"),
-        ({"format": {"weight": 1, "patern": "x"}}, "did you mean 'pattern'"),
-    ],
-)
-def test_composite_refuses_wrong_parts(parts: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_reward_fn("composite", parts=parts)
-
-
-@pytest.mark.parametrize(
-    ("options", "completion", "prompt", "value"),
-    [
-        ({}, "so\n#### 72", "", 1.0),
-        ({}, "72", "", 0.0),
-        ({}, "####", "", 0.0),
-        ({}, "<think> #### 72", "", 0.0),
-        ({"answer": "boxed"}, r"\boxed{72}", "", 1.0),
-        ({"answer": "boxed"}, r"\boxed{72", "", 0.0),
-        ({"tags": ["think", "answer"]}, "<think>a</think> <answer>b</answer>", "", 1.0),
-        ({"tags": ["think", "answer"]}, "<answer>b</answer><think>a</think>", "", 0.0),
-        ({"tags": ["think"]}, "<think>a</think><think>b</think>", "", 0.0),
-        ({"tags": ["think"]}, "a</think>b", "<think>\n", 1.0),
-        ({"tags": ["think"]}, "a</think>b", "", 0.0),
-        ({"pattern": r"^A.*Z$"}, "A\nZ", "", 1.0),
-        ({"pattern": r"^A.*Z$"}, "A\nZ.", "", 0.0),
-        ({"pattern": "72", "answer": "marked"}, "72", "", 0.0),
-    ],
-)
-def test_format(options: dict[str, object], completion: str, prompt: str, value: float) -> None:
-    reward = pickle.loads(pickle.dumps(get_reward_fn("format", **options)))
-    assert reward(completions=completion, prompt=prompt) == value
-
-
-@pytest.mark.parametrize(
-    ("options", "message"), [({"answer": "box"}, "marked, boxed"), ({"pattern": "("}, "regular expression")]
-)
-def test_format_refuses_wrong_options(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_reward_fn("format", **options)
-
-
 def test_arithmetic_is_an_exact_match() -> None:
     reward = get_reward_fn("arithmetic")
     assert [reward(completions=text, answer=" 12") for text in ("12", " 12\n", "120", "012", "")] == [1, 1, 0, 0, 0]
     assert reward(completions="12", answer=12) == 1.0
+
+
+def test_all_builtins_say_what_they_extract_and_return() -> None:
+    builtins = [entry for entry in list_rewards() if entry.is_builtin]
+    assert [entry.name for entry in builtins if not entry.extracts or not entry.returns or not entry.summary] == []
+
+
+def test_the_modules_of_builtins_are_sorted_and_complete() -> None:
+    modules = registry_module._BUILTIN_MODULES
+    assert list(modules) == sorted(modules)
+    places = {entry.target.__module__ for entry in list_rewards() if entry.is_builtin}
+    assert all(any(place.startswith(f"areal_x.reward.{name}") for name in modules) for place in places)
+
+
+@pytest.mark.parametrize("name", ["", " x", "a.b", "a:b", "a/b", 3])
+def test_a_name_that_means_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no plain name"):
+        register_reward(name)
+
+
+def test_what_cannot_be_selected_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no plain name"):
+        register_reward("fine", datasets=["openai/gsm8k"])
+    with pytest.raises(ConfigError, match="write datasets="):
+        register_reward("fine", datasets="gsm8k")
+    with pytest.raises(ConfigError, match="register a function or a class"):
+        register_reward("fine")(3)  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match="is not importable"):
+        register_reward("fine")(functools.partial(own_reward, bonus=1.0))
+    with pytest.raises(ConfigError, match="is not importable"):
+        register_reward("fine")(lambda completions: 1.0)
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_a_data_set_is_matched_exactly() -> None:
+    register_reward("own", datasets=["Mine-v1.1"])(own_reward)
+    assert get_reward_fn(None, dataset="someone/mine-V1.1") is own_reward
+    assert get_reward_fn("someone/mine-v1.1") is own_reward
+    for other in ("mine", "mine-v1.10", "my-mine-v1.1", "mine-v1.1/extra"):
+        with pytest.raises(ConfigError, match="has no built-in reward"):
+            get_reward_fn(None, dataset=other)
+
+
+def test_a_failed_claim_leaves_the_registry_as_it_was() -> None:
+    before = list_rewards(), dict(registry_module._name_of_dataset)
+    with pytest.raises(ConfigError, match="is claimed by"):
+        register_reward("own_too", datasets=["fresh", "gsm8k"])(own_reward)
+    assert (list_rewards(), registry_module._name_of_dataset) == before
+
+
+def test_the_table_fits_the_screen() -> None:
+    lines = reward_table(list_rewards()).splitlines()
+    assert max(map(len, lines)) <= 120
+    starts = [lines[0].index(heading) for heading in ("name", "data sets", "extracts", "returns")]
+    for line in lines[1:]:
+        assert all(line[start - 1 : start].strip() == "" for start in starts[1:]), line
+    first_column = [line.split()[0] for line in lines[2:] if line[0] != " "]
+    assert first_column == [entry.name for entry in list_rewards()]
+
+
+def test_importing_the_registry_and_all_builtins_stays_light() -> None:
+    heavy = ("aiohttp", "math_verify", "openai", "sympy", "torch", "transformers")
+    code = (
+        "import sys; from areal_x.reward import list_rewards; list_rewards(); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
