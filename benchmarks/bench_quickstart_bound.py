@@ -52,6 +52,7 @@ from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer import roles, session
 from areal_x.trainer.batch import build_batch
+from areal_x.trainer.rewards import start_reward
 from areal_x.trainer.step_report import FinishedStep, StepReporter
 from areal_x.trainer.trainer import Trainer
 from areal_x.trainer.trainer_thread import TrainerThread
@@ -167,7 +168,7 @@ class Parts:
 async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> Parts:
     """The session of ``areal-x train``, with a reporter that keeps the batches."""
     config = run.config
-    reward = await roles.make_reward(config, run.data, stack)
+    reward = await start_reward(config, run.data.train, stack)
     model_path = roles.prepare_model(config, run.directory, run.data)
     tokenizer = roles.load_tokenizer(config, model_path)
     workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
@@ -216,7 +217,7 @@ async def train_alone(parts: Parts) -> list[float]:
     seconds = []
     for groups in parts.recorded.groups:
         started = time.perf_counter()
-        batch: TrainBatch = build_batch(groups, normalize_std=parts.config.algorithm.normalize_std)[0]
+        batch: TrainBatch = build_batch(groups, parts.config.algorithm, parts.config.reward)[0]
         await parts.thread.call(parts.train_engine.train_step, batch)
         parts.train_engine.version += 1
         await parts.weight_sync.stage(parts.train_engine.version)

@@ -49,7 +49,7 @@ from areal_x.api.records import (
     spans_from_versions,
     versions_from_spans,
 )
-from areal_x.api.reward_api import AsyncRewardWrapper, close_default_pool, default_pool
+from areal_x.api.reward_api import AsyncRewardWrapper, as_reward, close_default_pool, default_pool
 from areal_x.api.reward_arguments import REWARD_ARGUMENTS
 from areal_x.api.reward_base import PendingScore, Reward, score_response
 from areal_x.api.reward_records import (
@@ -121,6 +121,7 @@ __all__ = [
     "WeightSync",
     "WeightedReward",
     "WorkflowConfig",
+    "as_reward",
     "close_default_pool",
     "default_pool",
     "group_reward",

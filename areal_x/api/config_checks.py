@@ -281,9 +281,8 @@ def _check_shaping(config: ExperimentConfig) -> None:
     for name, value in (("scale", reward.scale), ("bias", reward.bias)):
         if not math.isfinite(value):
             raise _fail(f"reward.{name}", value, "must be a finite number")
-    if reward.clip is not None:
-        if len(reward.clip) != 2 or not reward.clip[0] < reward.clip[1]:
-            raise _fail("reward.clip", reward.clip, "must be two numbers, the lower one first")
+    if reward.clip is not None and (len(reward.clip) != 2 or not reward.clip[0] < reward.clip[1]):
+        raise _fail("reward.clip", reward.clip, "must be two numbers, the lower one first")
     _at_least("reward.overlong.penalty", reward.overlong.penalty, 0)
     limit = config.rollout.sampling.max_new_tokens
     if not 0 <= reward.overlong.buffer_tokens <= limit:

@@ -201,6 +201,11 @@ class Trajectory:
         return versions_from_spans(self.version_spans, len(self.input_ids))
 
     @property
+    def num_sampled(self) -> int:
+        """Tokens that an engine sampled, trained or not."""
+        return sum(span.end - span.start for span in self.version_spans)
+
+    @property
     def oldest_version(self) -> int:
         """Version of the oldest sampled token, ``NOT_GENERATED`` if there is none."""
         return min((span.version for span in self.version_spans), default=NOT_GENERATED)
@@ -220,6 +225,8 @@ class TrajectoryGroup:
     item: dict[str, Any] = field(default_factory=dict)
     item_index: int = -1
     admitted_version: int = 0
+    raw_rewards: FloatArray | None = None
+    """The rewards before post-processing, if there is any."""
 
 
 @dataclass(slots=True)

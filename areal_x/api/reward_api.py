@@ -44,6 +44,7 @@ __all__ = [
     "RewardResult",
     "RewardSample",
     "RewardTimeoutError",
+    "as_reward",
     "close_default_pool",
     "default_pool",
 ]
@@ -79,8 +80,8 @@ class AsyncRewardWrapper(Reward):
     scores a whole group of one prompt in one call: see there.
 
     An object with an ``async def __call__`` may have ``async def start()`` and ``async def close()`` for what it needs
-    during a run, ``metrics()`` for running totals, ``check_columns(columns)``, and ``owns_deadline = True`` if it bounds
-    its own time and raises ``RewardTimeoutError``.
+    during a run, ``metrics()`` for running totals, ``check_columns(columns)``, and ``owns_deadline = True`` if it
+    bounds its own time and raises ``RewardTimeoutError``.
 
     Args:
         reward_fn: a function, or ``package.module:function`` or ``file.py:function``.
@@ -327,6 +328,11 @@ class AsyncRewardWrapper(Reward):
             summary, name = f"{type(error).__name__}: {error}", type(error).__name__
             return CallResult("error", None, summary, name, traceback.format_exc(), "", seconds, started_at)
         return CallResult("ok", value, seconds=time.monotonic() - started_at, started_at=started_at)
+
+
+def as_reward(reward_fn: Reward | Callable[..., Any]) -> Reward:
+    """What a workflow was given: a reward as it is, a function in an ``AsyncRewardWrapper``."""
+    return reward_fn if isinstance(reward_fn, Reward) else AsyncRewardWrapper(reward_fn)
 
 
 def _with_output(result: CallResult) -> str:

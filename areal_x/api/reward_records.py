@@ -163,9 +163,7 @@ def _take_part(result: RewardResult, reward_key: str) -> RewardResult:
     if reward_key not in result.parts:
         parts = ", ".join(repr(name) for name in result.parts) or "none"
         raise RewardError(f"the RewardResult has no part {reward_key!r}; its parts: {parts} (see reward.reward_key)")
-    assert result.value is not None
-    parts = {DEFAULT_REWARD_KEY: result.value} | result.parts
-    return RewardResult(result.parts[reward_key], parts, metadata=result.metadata)
+    return RewardResult(result.parts[reward_key], result.parts, metadata=result.metadata)
 
 
 def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> RewardResult:

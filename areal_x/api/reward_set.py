@@ -136,7 +136,6 @@ class RewardSet(Reward):
         if self.reward_key not in outcome.parts:
             known = ", ".join(sorted(outcome.parts))
             return RewardOutcome("error", error=f"no reward or part is called {self.reward_key!r}; there are: {known}")
-        outcome.parts = {DEFAULT_REWARD_KEY: outcome.value or 0.0} | outcome.parts
         outcome.value = outcome.parts[self.reward_key]
         return outcome
 

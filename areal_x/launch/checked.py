@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
-from areal_x.api.import_paths import is_import_path, load_object, split_library
+from areal_x.api.import_paths import is_import_path, load_object
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
@@ -32,7 +32,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if config.data.path in DATA_SETS:
         load_dataset_items(config.data)
     if command != "sft":
-        _check_reward_name(config)
+        _check_reward_names(config)
         _check_workflow(config)
         _check_filter(config)
     return config
@@ -82,19 +82,25 @@ def _check_filter(config: ExperimentConfig) -> None:
         raise ConfigError(f"rollout.filter={path!r} is not a function")
 
 
-def _check_reward_name(config: ExperimentConfig) -> None:
-    """The reward is known, and takes its options, before anything starts."""
+def _check_reward_names(config: ExperimentConfig) -> None:
+    """Every reward is known, and takes its options, before anything starts."""
     reward = config.reward
-    path = None if reward.fn is None else split_library(reward.fn)[1]
-    if path is not None and is_import_path(path) and not _is_cheap_to_import(path, "reward.fn"):
-        return
-    from areal_x.reward.registry import get_reward_fn
+    names = (
+        {"reward.fn": reward.fn}
+        if not reward.rewards
+        else {f"reward.rewards.{name}.fn": part.fn for name, part in reward.rewards.items()}
+    )
+    for key, name in names.items():
+        if name is not None and is_import_path(name) and not _is_cheap_to_import(name, key):
+            return
+    from areal_x.trainer.rewards import reward_functions
 
-    name = dataset_name(config.data)
     try:
-        get_reward_fn(reward.fn, dataset=name, **reward.kwargs)
+        reward_functions(reward, dataset_name(config.data))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"reward.kwargs={reward.kwargs}: {error}") from error
+        raise ConfigError(
+            f"the options of {' or '.join(names).replace('.fn', '.kwargs')} do not fit: {error}"
+        ) from error
 
 
 def dry_run(command: str, source: ConfigSource, overrides: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["lag_statistics", "reward_parts", "step_header", "step_line"]
 
-_REWARD_STATISTICS = {"count", "max", "mean", "median", "min", "std"}
+_REWARD_STATISTICS = {"count", "max", "mean", "median", "min", "processed_mean", "std"}
 _MAX_PARTS = 3
 _PART_WIDTH = 8
 

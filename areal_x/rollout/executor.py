@@ -9,14 +9,14 @@ Everything happens on one event loop, in callbacks; nothing polls.
 * **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, an engine slot or its queue, and
   not too many ready groups. It is unblocked by the end of a request, an episode or a group, by ``next_*`` and
   ``on_published``. It produces tasks, one for each episode.
-* **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing.
+* **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing; a complete group
+  whose reward is one of whole groups stays open until its scores are there.
 * **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens
   that are too old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
 
 Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it
-waits, while a short one can wait. Why few ready groups (``max_ready_groups``): what waits, ages. A small store is
-enough, since it only has to cover the difference between the engine's and the trainer's pace. Why a queue at the
-engine: what waits there has no tokens yet, so does not age, and it refills a slot while this process is busy.
+waits. Why few ready groups (``max_ready_groups``): what waits, ages, and a store only has to cover the difference
+between the engine's and the trainer's pace. Why a queue at the engine: what waits there has no tokens, so does not age.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from typing import Any
 from areal_x.api.config import RolloutConfig
 from areal_x.api.engine_api import Generator, InferenceEngine
 from areal_x.api.records import TrajectoryGroup
+from areal_x.api.reward_records import RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.deadlines import EpisodeDeadlines
 from areal_x.rollout.episode import EngineTraffic, Episode, EpisodeGenerator, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
-from areal_x.rollout.groups import FailurePolicy, PendingGroup, assemble_group
+from areal_x.rollout.finish_group import GroupFinisher, GroupHooks
+from areal_x.rollout.groups import FailurePolicy, PendingGroup
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
 from areal_x.rollout.parts import ReadyLimit
 from areal_x.rollout.ready import ReadyGroup, ReadyGroups
 from areal_x.rollout.staleness import OverAgeCounts, StalenessBudget, mask_over_age
 
-__all__ = ["GroupFilter", "RolloutExecutor"]
+__all__ = ["RolloutExecutor"]
 
-GroupFilter = Callable[[TrajectoryGroup], bool | str]
 _STOP_SECONDS = 3.0
 _MAX_REJECTED_STEPS, _MIN_REJECTED_GROUPS = 16, 256
 
@@ -52,14 +53,13 @@ class RolloutExecutor:
     """Keeps episodes in flight under the staleness bound and hands complete groups to the trainer.
 
     Args:
-        engine: generates; already started.
-        workflow: runs one episode.
+        engine, workflow: run one episode; the engine is started.
         items: the data, one mapping of columns for each group.
         config: group size, bound, slots, deadlines and failure limits.
         groups_per_step: groups of one train step.
         on_failure: what a failed score means: ``drop``, ``mask``, ``raise`` or a number.
-        seed: the run's seed; seeds requests in a synchronous run.
-        group_filter: true keeps a complete group, false or a reason rejects it.
+        seed: seeds requests in a synchronous run.
+        hooks: what is done to a complete group.
         max_failure_rate, failure_window: see ``FailureBudget``.
         max_ready_groups: admission slows down when about so many groups wait for the trainer; see ``ReadyLimit``.
             Default: a step and a quarter, for a trainer that takes whole batches.
@@ -67,10 +67,8 @@ class RolloutExecutor:
         bounded: false admits items without a staleness bound (evaluation).
         lockstep: send requests in rounds, so that runs repeat bitwise. Default: when ``max_staleness`` is 0.
         version: publications before this run.
-        on_group: called with each group as it becomes ready.
-        on_record: called with each episode's record when it reaches its end.
-        on_span: called with (lane, start, end) for each episode, generation and scoring, in ``time.monotonic()``
-        seconds.
+        on_group, on_record: called with each group as it becomes ready, each episode's record as it ends.
+        on_span: called with (lane, start, end), ``time.monotonic()`` seconds, for each episode, generation and scoring.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class RolloutExecutor:
         groups_per_step: int,
         on_failure: str | float = "drop",
         seed: int = 0,
-        group_filter: GroupFilter | None = None,
+        hooks: GroupHooks | None = None,
         max_failure_rate: float = 0.5,
         failure_window: int = 256,
         max_ready_groups: int | None = None,
@@ -102,10 +100,10 @@ class RolloutExecutor:
         self._ledger = EpisodeLedger(self._failures, on_record, on_span)
         self._workflow = workflow
         self._items = items
-        self._policy = FailurePolicy.parse(on_failure)
-        self._filter = group_filter
+        min_samples = min_samples if min_samples is not None else min(2, config.group_size)
+        policy = FailurePolicy.parse(on_failure)
+        self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), self._on_group_scored)
         self._on_group = on_group
-        self._min_samples = min_samples if min_samples is not None else min(2, config.group_size)
         self._ready_limit = ReadyLimit(max_ready_groups, groups_per_step)
         queue = config.num_slots if max_ready_groups is None else max(config.group_size, config.num_slots // 4)
         self._max_requests = config.num_slots + queue
@@ -117,10 +115,8 @@ class RolloutExecutor:
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._open_groups: dict[int, PendingGroup] = {}
         self._ready, self._over_age = ReadyGroups(self._nothing_comes), OverAgeCounts()
-        self._next_group_id = 0
-        self._num_fresh = 0
-        self._items_ended = False
-        self._tick_scheduled = False
+        self._next_group_id = self._num_fresh = 0
+        self._items_ended = self._tick_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
@@ -323,33 +319,37 @@ class RolloutExecutor:
             if task is not None:
                 self._ledger.account(episode, task)
             else:
-                self._ledger.fail(
-                    episode,
-                    "episode_timeout",
-                    f"episode {episode.episode_id} took too long; see "
-                    f"rollout.episode_timeout_seconds={self._deadlines.seconds:g}",
-                )
-            if pending.num_open == 0:
+                self._ledger.time_out(episode, self._deadlines.seconds)
+            if pending.num_open == 0 and not self._finisher.start_scoring(pending):
                 self._complete_group(pending)
         except BaseException as error:  # the run's boundary: a spent failure budget, a dead engine, a broken filter
             self._end_run(error)
         self._schedule_tick()
 
+    def _on_group_scored(self, pending: PendingGroup, task: asyncio.Task[list[RewardOutcome]]) -> None:
+        if self._stopped:
+            _ = task.cancelled() or task.exception()  # the run has its error already
+            return
+        try:
+            self._ledger.account_group_scores(task.result())
+            self._complete_group(pending)
+        except BaseException as error:  # the run's boundary, as for an episode
+            self._end_run(error)
+        self._schedule_tick()
+
     def _complete_group(self, pending: PendingGroup) -> None:
-        assembled = assemble_group(pending, self._policy, self._min_samples)
-        verdict = assembled.group is not None and (self._filter is None or self._filter(assembled.group))
+        assembled, rejected_because = self._finisher.finish(pending)
         del self._open_groups[pending.group_id]
         self._ledger.close_assembled(assembled)
-        if assembled.group is not None and verdict is True:
+        if assembled.group is not None and rejected_because is None:
             self.budget.on_accepted()
-            self._failures.on_group(True, self.counts.rejected)
             self._ready.put(ReadyGroup(pending.group_id, assembled.group, assembled.kept))
             if self._on_group is not None:
                 self._on_group(assembled.group)
-            return
-        self.budget.on_rejected()
-        self._ledger.close_all(assembled.kept, "rejected", verdict if isinstance(verdict, str) else "filter")
-        self._failures.on_group(False, self.counts.rejected)
+        else:
+            self.budget.on_rejected()
+            self._ledger.close_all(assembled.kept, "rejected", rejected_because)
+        self._failures.on_group(rejected_because is None, self.counts.rejected)
 
     # ---- consumption ------------------------------------------------------------------------------------------------
 
@@ -385,16 +385,14 @@ class RolloutExecutor:
     async def _shut_down(self) -> None:
         """Cancel every task, wait for them, and give what is left its end. Safe to call twice."""
         self._deadlines.stop()
-        tasks = [*self._episodes, *self._abandoned]
+        tasks = [*self._episodes, *self._abandoned, *self._finisher.tasks]
         for task in tasks:
             task.cancel()
         if self._lockstep is not None:
             await self._lockstep.stop()
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)
-        unfinished = [
-            episode for group in self._open_groups.values() for episode in group.episodes if episode.end is None
-        ]
+        unfinished = [e for group in self._open_groups.values() for e in group.episodes if e.end is None]
         untrained = [episode for ready in self._ready.take(len(self._ready)) for episode in ready.kept]
         self._open_groups.clear()
         self._ledger.close_all([*unfinished, *untrained], "cancelled")

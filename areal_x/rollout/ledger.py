@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from areal_x.api.errors import EngineDiedError, PromptTooLongError
-from areal_x.api.reward_api import RewardError
+from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.episode import Episode, EpisodeEnd, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
@@ -69,6 +69,11 @@ class EpisodeLedger:
         self._count_failure(episode, reason, text)
         self._failures.on_episode(text)
 
+    def time_out(self, episode: Episode, seconds: float) -> None:
+        """An episode ran longer than ``seconds``; raises as ``fail``."""
+        text = f"episode {episode.episode_id} took too long; see rollout.episode_timeout_seconds={seconds:g}"
+        self.fail(episode, "episode_timeout", text)
+
     def close(self, episode: Episode, end: EpisodeEnd, reason: str | None = None) -> None:
         """The episode reached its one end."""
         if episode.end is not None:
@@ -112,14 +117,27 @@ class EpisodeLedger:
             return
         self._failures.on_episode(None)
         for trajectory in episode.trajectories:
-            outcome = trajectory.outcome
-            if outcome is None or outcome.status in ("ok", "not_applicable"):
-                self._failures.on_score(None)
-            else:
-                text = outcome.error or outcome.status
-                self.counts.failed_scores[outcome.status] += 1
-                self.counts.first_tracebacks.setdefault(f"reward_{outcome.status}", text)
-                self._failures.on_score(text)
+            self._account_score(trajectory.outcome)
+
+    def account_group_scores(self, outcomes: Sequence[RewardOutcome]) -> None:
+        """The samples of a complete group were scored together.
+
+        Raises:
+            FailureBudgetError: a failure was one too many.
+        """
+        for outcome in outcomes:
+            self._account_score(outcome)
+        if self._on_span is not None and outcomes and outcomes[0].started_at:
+            self._on_span("scoring", outcomes[0].started_at, outcomes[0].started_at + outcomes[0].seconds)
+
+    def _account_score(self, outcome: RewardOutcome | None) -> None:
+        if outcome is None or outcome.status in ("ok", "not_applicable"):
+            self._failures.on_score(None)
+        elif outcome.status != "pending":
+            text = outcome.error or outcome.status
+            self.counts.failed_scores[outcome.status] += 1
+            self.counts.first_tracebacks.setdefault(f"reward_{outcome.status}", text)
+            self._failures.on_score(text)
 
     def _count_failure(self, episode: Episode, reason: str, text: str) -> None:
         self.counts.first_tracebacks.setdefault(reason, text)

@@ -14,6 +14,7 @@ from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.episode import EpisodeRecord
 from areal_x.rollout.executor import RolloutExecutor
+from areal_x.rollout.finish_group import GroupHooks, ScoreGroup
 
 __all__ = ["FinishedEpisodes", "run_episodes"]
 
@@ -39,6 +40,7 @@ async def run_episodes(
     on_failure: str | float = "drop",
     seed: int = 0,
     lockstep: bool = False,
+    score_group: ScoreGroup | None = None,
     max_failure_rate: float = 0.5,
     failure_window: int = 256,
     on_record: Callable[[EpisodeRecord], None] | None = None,
@@ -49,6 +51,7 @@ async def run_episodes(
     Args:
         config: slots, deadlines and failure limits; its group size and bound are not used.
         lockstep: send requests in rounds, so that the evaluation repeats bitwise.
+        score_group: scores the samples of a group together, where the reward is one of whole groups.
         on_record: called with each episode's record.
         on_group: called with each group as it finishes.
 
@@ -67,6 +70,7 @@ async def run_episodes(
         groups_per_step=len(all_items),
         on_failure=on_failure,
         seed=seed,
+        hooks=GroupHooks(score_group),
         max_failure_rate=max_failure_rate,
         failure_window=failure_window,
         min_samples=1,

@@ -1,32 +1,34 @@
-"""From finished groups to the batch that is trained, and what is worth knowing about it.
+"""From finished groups to the batch that is trained.
 
 Axis letters: S sequences of the batch, N tokens of all of them laid end to end.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from areal_x.api.records import FloatArray, TrainBatch, Trajectory, TrajectoryGroup
+from areal_x.api.config import AlgorithmConfig, RewardConfig
+from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
 from areal_x.engine.train.advantages import group_advantages
 
-__all__ = ["build_batch", "reward_metrics"]
+__all__ = ["build_batch", "sample_advantages"]
 
 
-def build_batch(groups: Sequence[TrajectoryGroup], *, normalize_std: bool) -> tuple[TrainBatch, FloatArray]:
-    """Lay all sequences of ``groups`` end to end with their group-relative advantages.
+def build_batch(
+    groups: Sequence[TrajectoryGroup], algorithm: AlgorithmConfig, reward: RewardConfig
+) -> tuple[TrainBatch, FloatArray]:
+    """Lay all sequences of ``groups`` end to end with their advantages.
 
     Returns:
         The batch, and the advantage of each sequence, float32 [S], in the order of the groups' trajectories.
     """
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards_S = np.concatenate([group.rewards for group in groups]).astype(np.float32)
     group_ids_S = np.concatenate([np.full(len(group.trajectories), group.group_id, np.int64) for group in groups])
     lengths_S = np.array([len(trajectory.input_ids) for trajectory in trajectories], dtype=np.int32)
-    advantages_S = group_advantages(rewards_S, group_ids_S, normalize_std=normalize_std)
+    advantages_S = sample_advantages(groups, group_ids_S, algorithm, reward)
     batch = TrainBatch(
         input_ids=np.concatenate([trajectory.input_ids for trajectory in trajectories]),
         loss_mask=np.concatenate([trajectory.loss_mask for trajectory in trajectories]),
@@ -38,34 +40,27 @@ def build_batch(groups: Sequence[TrajectoryGroup], *, normalize_std: bool) -> tu
     return batch, advantages_S
 
 
-def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Mean reward, its parts, and the shape of the samples of one step. Masked samples (reward NaN) have no reward."""
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards_of_groups = [group.rewards[~np.isnan(group.rewards)] for group in groups]
-    rewards = np.concatenate(rewards_of_groups)
-    num_generated = np.array([count_sampled(trajectory) for trajectory in trajectories])
-    reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
-    metrics = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "rollout/uniform_groups": float(np.mean([np.ptp(values) == 0 for values in rewards_of_groups])),
-        "rollout/completion_tokens": float(num_generated.mean()),
-        "rollout/truncated_share": reasons["length"] / len(trajectories),
-        "rollout/num_turns": float(np.mean([trajectory.num_turns for trajectory in trajectories])),
-    }
-    return metrics | mean_parts(trajectories)
+def sample_advantages(
+    groups: Sequence[TrajectoryGroup],
+    group_ids_S: npt.NDArray[np.int64],
+    algorithm: AlgorithmConfig,
+    reward: RewardConfig,
+) -> FloatArray:
+    """One advantage for each sequence, float32 [S]: of the final rewards, or, with ``normalize_then_sum``, the weighted
+    sum of the advantages of each of several rewards (GDPO, https://arxiv.org/abs/2601.05242). A reward that did not
+    apply to a sample adds nothing to it."""
+    rewards_S = np.concatenate([group.rewards for group in groups]).astype(np.float32)
+    names = algorithm.baseline, algorithm.scale_by
+    if reward.aggregation == "sum_then_normalize":
+        return group_advantages(rewards_S, group_ids_S, *names)
+    total_S = np.zeros(len(rewards_S), dtype=np.float32)
+    for name, part in reward.rewards.items():
+        values_S = np.array([value for group in groups for value in _values_of(group, name)], dtype=np.float32)
+        values_S[np.isnan(rewards_S)] = np.nan  # Masked samples.
+        total_S += np.float32(part.weight) * group_advantages(values_S, group_ids_S, *names)
+    return total_S
 
 
-def mean_parts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The mean of every part that rewards reported, as ``reward/<part>``."""
-    values: dict[str, list[float]] = {}
-    for trajectory in trajectories:
-        if trajectory.outcome is not None:
-            for part, value in trajectory.outcome.parts.items():
-                values.setdefault(part, []).append(value)
-    return {f"reward/{part}": float(np.mean(part_values)) for part, part_values in values.items()}
-
-
-def count_sampled(trajectory: Trajectory) -> int:
-    """Tokens that an engine sampled, trained or not."""
-    return sum(span.end - span.start for span in trajectory.version_spans)
+def _values_of(group: TrajectoryGroup, name: str) -> list[float]:
+    outcomes = [trajectory.outcome for trajectory in group.trajectories]
+    return [float("nan") if outcome is None else outcome.values.get(name, float("nan")) for outcome in outcomes]

@@ -14,6 +14,7 @@ from areal_x.api.records import Trajectory, TrajectoryGroup
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
+from areal_x.rollout.finish_group import ScoreGroup
 from areal_x.rollout.run_episodes import run_episodes
 
 __all__ = ["Evaluator", "evaluation_metrics", "is_correct"]
@@ -59,6 +60,7 @@ class Evaluator:
     Args:
         items: the held-out items; none: ``evaluate`` measures nothing.
         dataset: their name in metrics.
+        score_group: scores the samples of a group together, where the reward is one of whole groups.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Evaluator:
         workflow: RolloutWorkflow,
         items: Sequence[dict[str, Any]],
         dataset: str,
+        score_group: ScoreGroup,
         writer: RunWriter,
         display: RunDisplay,
     ) -> None:
@@ -77,6 +80,7 @@ class Evaluator:
         self._workflow = workflow
         self._items = items[: config.evaluation.limit]
         self._dataset = dataset
+        self._score_group = score_group
         self._writer = writer
         self._display = display
 
@@ -112,6 +116,7 @@ class Evaluator:
             group_size=group_size,
             seed=self._config.seed,
             lockstep=self._config.rollout.max_staleness == 0,
+            score_group=self._score_group,
             max_failure_rate=self._config.reward.max_failure_rate,
             failure_window=self._config.reward.failure_window,
         )

@@ -15,16 +15,14 @@ from areal_x.api.config import ExperimentConfig, SamplingConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.import_paths import load_object
 from areal_x.api.records import IntArray, SamplingParams
-from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.init_model import init_model
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.weights import SharedWeights
-from areal_x.process_pool import ProcessPool
-from areal_x.reward.registry import get_reward_fn
 from areal_x.rollout.dataset import Items, load_dataset_items
-from areal_x.rollout.executor import GroupFilter
+from areal_x.rollout.finish_group import GroupFilter
 from areal_x.workflow.build import build_workflow
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "load_supervised",
     "load_tokenizer",
     "make_inference_engine",
-    "make_reward",
     "make_train_engine",
     "make_workflow",
     "prepare_model",
@@ -92,24 +89,8 @@ def sampling_params(sampling: SamplingConfig) -> SamplingParams:
     )
 
 
-async def make_reward(config: ExperimentConfig, data: Data, stack: AsyncExitStack) -> AsyncRewardWrapper:
-    """The run's reward on the run's process pool, its module imported before any deadline runs."""
-    pool = ProcessPool(
-        num_workers=config.reward.num_workers,
-        memory_limit_bytes=int(config.reward.memory_limit_gib * 2**30),
-    )
-    stack.push_async_callback(pool.close)
-    name = config.reward.fn or data.train.name
-    function = get_reward_fn(name, dataset=data.train.name, **config.reward.kwargs)
-    reward = AsyncRewardWrapper(function, timeout_seconds=config.reward.timeout_seconds, pool=pool)
-    columns = data.train[0].keys() - {config.data.prompt_key}
-    reward.check_columns(columns)
-    await reward.start()
-    return reward
-
-
 def make_workflow(
-    config: ExperimentConfig, tokenizer: Any, reward: AsyncRewardWrapper, sampling: SamplingConfig
+    config: ExperimentConfig, tokenizer: Any, reward: Reward, sampling: SamplingConfig
 ) -> RolloutWorkflow:
     """The configured workflow with its own sampling parameters."""
     available = {

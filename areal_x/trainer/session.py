@@ -16,15 +16,18 @@ from omegaconf import OmegaConf
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.weights import SharedMemorySync
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.data_stream import DataStream
-from areal_x.rollout.executor import GroupFilter, RolloutExecutor
+from areal_x.rollout.executor import RolloutExecutor
+from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import roles
 from areal_x.trainer.evaluation import Evaluator
+from areal_x.trainer.rewards import make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
@@ -82,13 +85,13 @@ async def run_training(config: ExperimentConfig) -> None:
     """See ``main.train``."""
     async with open_run(config, config.train.total_steps) as run, AsyncExitStack() as stack:
         thread = run.thread
-        reward = await roles.make_reward(config, run.data, stack)
-        group_filter = roles.load_filter(config)
+        reward = await start_reward(config, run.data.train, stack)
+        hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config))
         run.display.phase("loading the model")
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
         workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
-        evaluation_workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
+        evaluation_workflow = make_evaluation_workflow(config, tokenizer, reward)
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
         shared = roles.share_weights(train_engine, stack)
         engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
@@ -103,9 +106,9 @@ async def run_training(config: ExperimentConfig) -> None:
             train_engine.version += 1
             await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
-        evaluator = make_evaluator(run, evaluation_workflow, engine)
+        evaluator = make_evaluator(run, evaluation_workflow, engine, reward)
         await evaluator.evaluate(0, train_engine.version)
-        executor = make_executor(run, workflow, group_filter, engine, train_engine.version)
+        executor = make_executor(run, workflow, hooks, engine, train_engine.version)
         trainer = Trainer(
             config,
             executor=executor,
@@ -114,7 +117,11 @@ async def run_training(config: ExperimentConfig) -> None:
             weight_sync=weight_sync,
             thread=thread,
             reporter=StepReporter(
-                run.writer, run.display, roles.token_texts(tokenizer), config.observe.trajectories_per_step
+                run.writer,
+                run.display,
+                roles.token_texts(tokenizer),
+                config.observe.trajectories_per_step,
+                reward.metrics,
             ),
             evaluate=evaluator.evaluate,
         )
@@ -160,17 +167,24 @@ async def run_evaluation(config: ExperimentConfig) -> None:
             raise DataError("there is nothing to evaluate on; set data.eval_path")
         if config.model.path is None:
             raise ConfigError("model.path is not set; name the model to evaluate")
-        reward = await roles.make_reward(config, run.data, stack)
+        reward = await start_reward(config, run.data.held_out, stack)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
-        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
+        workflow = make_evaluation_workflow(config, tokenizer, reward)
         engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
         await engine.start()
-        metrics = await make_evaluator(run, workflow, engine).evaluate(0, 0)
+        metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
 
 
-def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine) -> Evaluator:
+def make_evaluation_workflow(config: ExperimentConfig, tokenizer: Any, reward: Reward) -> RolloutWorkflow:
+    """The configured workflow as evaluation runs it: with its own sampling and its own key of the reward."""
+    key = config.reward.eval_reward_key
+    reward = reward if key is None else reward.with_key(key)
+    return roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
+
+
+def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine, reward: Reward) -> Evaluator:
     """The evaluator of the run's held-out items."""
     return Evaluator(
         run.config,
@@ -178,13 +192,14 @@ def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine)
         workflow=workflow,
         items=run.data.held_out,
         dataset=run.data.held_out.name,
+        score_group=reward.finish_group,
         writer=run.writer,
         display=run.display,
     )
 
 
 def make_executor(
-    run: Run, workflow: RolloutWorkflow, group_filter: GroupFilter | None, engine: InferenceEngine, version: int
+    run: Run, workflow: RolloutWorkflow, hooks: GroupHooks, engine: InferenceEngine, version: int
 ) -> RolloutExecutor:
     """The executor on an endless stream of the training items, shuffled from the run's seed."""
     config = run.config
@@ -197,7 +212,7 @@ def make_executor(
         groups_per_step=config.groups_per_step,
         on_failure=config.reward.on_failure,
         seed=config.seed,
-        group_filter=group_filter,
+        hooks=hooks,
         max_failure_rate=config.reward.max_failure_rate,
         failure_window=config.reward.failure_window,
         max_ready_groups=max_ready_groups(config.groups_per_part, config.groups_per_step),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
-from areal_x.trainer.batch import reward_metrics
+from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.rollout_metrics import FAILED_SCORES
 from areal_x.trainer.sample_records import sample_records
 
@@ -33,6 +33,7 @@ class StepReporter:
     Args:
         decode_tokens: the text of each token of a sequence.
         num_samples: how many samples of a step are written, -1 for all.
+        reward_totals: running totals of the reward's own (calls, tokens, cost), reported as ``reward/<total>``.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class StepReporter:
         display: RunDisplay,
         decode_tokens: Callable[[IntArray], list[str]],
         num_samples: int,
+        reward_totals: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self._writer = writer
         self._display = display
         self._decode_tokens = decode_tokens
         self._num_samples = num_samples
+        self._reward_totals = reward_totals
         self._totals: dict[str, float] = {}
 
     def add_span(self, lane: str, name: str, start: float, end: float) -> None:
@@ -64,6 +67,7 @@ class StepReporter:
         )
         metrics: dict[str, float] = {"step": finished.step, "version": finished.version}
         metrics |= finished.metrics | reward_metrics(finished.groups) | self._outcomes(finished)
+        metrics |= {f"reward/{name}": value for name, value in self._reward_totals().items()}
         self._writer.write_trajectories(records)
         self._writer.write_step(metrics)
         self._display.step(metrics)
@@ -84,4 +88,6 @@ class StepReporter:
             if name.startswith(FAILED_SCORES):
                 counts[f"outcome/{name.removeprefix(FAILED_SCORES)}"] += int(total - self._totals.get(name, 0.0))
                 self._totals[name] = total
-        return {name: float(count) for name, count in counts.items()}
+        failed = sum(count for name, count in counts.items() if not name.startswith("outcome/ok"))
+        rate = {"outcome/failure_rate": failed / (failed + counts["outcome/ok"])} if counts else {}
+        return {name: float(count) for name, count in counts.items()} | rate

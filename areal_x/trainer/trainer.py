@@ -109,7 +109,7 @@ class Trainer:
             part = await self.executor.next_groups(num_groups, num_groups, version)
             started = time.monotonic()
             wait_seconds += started - waiting_since
-            batch, part_advantages = build_batch(part, normalize_std=self.config.algorithm.normalize_std)
+            batch, part_advantages = build_batch(part, self.config.algorithm, self.config.reward)
             is_last = len(groups) + num_groups == size
             training = group.create_task(self.thread.call(self._train_part, batch, is_last), name="train step")
             if not groups:

@@ -11,7 +11,9 @@ import numpy as np
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import ConfigError, PromptTooLongError
 from areal_x.api.records import IntArray, ModelRequest, ModelResponse, SamplingParams, Trajectory
-from areal_x.api.reward_api import AsyncRewardWrapper, RewardOutcome
+from areal_x.api.reward_api import as_reward
+from areal_x.api.reward_base import Reward, score_response
+from areal_x.api.reward_records import RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.workflow.rendering import PromptRenderer, Tokenizer
 
@@ -36,7 +38,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
 
     def __init__(
         self,
-        reward_fn: AsyncRewardWrapper | Callable[..., Any],
+        reward_fn: Reward | Callable[..., Any],
         tokenizer: Tokenizer,
         sampling: SamplingParams | None = None,
         prompt_key: str = "prompt",
@@ -51,7 +53,12 @@ class MultiTurnWorkflow(RolloutWorkflow):
             raise ConfigError(f"workflow.kwargs.max_turns={max_turns} must be at least 1")
         if not 0.0 <= turn_discount <= 1.0:
             raise ConfigError(f"workflow.kwargs.turn_discount={turn_discount} must lie between 0 and 1")
-        self.reward = reward_fn if isinstance(reward_fn, AsyncRewardWrapper) else AsyncRewardWrapper(reward_fn)
+        self.reward = as_reward(reward_fn)
+        if self.reward.is_group:
+            raise ConfigError(
+                f"reward {self.reward.name} scores whole groups, when all turns are over; MultiTurnWorkflow needs a "
+                "score after each turn: use a reward of single samples, or RLVRWorkflow"
+            )
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingParams()
         self.prompt_key = prompt_key
@@ -80,7 +87,9 @@ class MultiTurnWorkflow(RolloutWorkflow):
                 break
             responses.append(response)
             completion = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
-            outcome = await self._score(text, completion, response, columns)
+            outcome = await score_response(
+                self.reward, response, prompt=text, completion=completion, columns=dict(columns)
+            )
             if len(responses) == self.max_turns or outcome.value is None or self._is_success(outcome):
                 break
             text, ids = self._next_prompt(text, response)
@@ -104,19 +113,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
     def _discounted(self, outcome: RewardOutcome, turns: int) -> RewardOutcome:
         if outcome.value is None or turns == 1:
             return outcome
+        factor = self.turn_discount ** (turns - 1)
         metadata = {**outcome.metadata, "last_turn_reward": outcome.value}
-        return replace(outcome, value=outcome.value * self.turn_discount ** (turns - 1), metadata=metadata)
-
-    async def _score(
-        self, prompt: str, completion: str, response: ModelResponse, columns: dict[str, Any]
-    ) -> RewardOutcome:
-        if response.stop_reason == "abort":
-            return RewardOutcome("not_applicable", metadata={"reason": "aborted"})
-        outcome: RewardOutcome = await self.reward.outcome(
-            prompt=prompt,
-            completions=completion,
-            prompt_ids=response.input_ids,
-            completion_ids=response.output_ids,
-            **columns,
-        )
-        return outcome
+        values = {name: factor * value for name, value in outcome.values.items()}
+        return replace(outcome, value=factor * outcome.value, values=values, metadata=metadata)

@@ -7,7 +7,8 @@ from typing import Any
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.records import ModelRequest, SamplingParams, Trajectory
-from areal_x.api.reward_api import AsyncRewardWrapper, RewardOutcome
+from areal_x.api.reward_api import as_reward
+from areal_x.api.reward_base import Reward, score_response
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.workflow.rendering import PromptRenderer, Tokenizer
 
@@ -20,8 +21,9 @@ class RLVRWorkflow(RolloutWorkflow):
     Token ids go to the engine and come from it; text is decoded for the reward only and never encoded again.
 
     Args:
-        reward_fn: a reward function, or the ``AsyncRewardWrapper`` of one. It gets ``prompt`` (the rendered text),
-            ``completions`` (without special tokens), ``prompt_ids``, ``completion_ids`` and all other columns by name.
+        reward_fn: a reward function, or a ``Reward`` (``AsyncRewardWrapper``, ``RewardSet``). It gets ``prompt`` (the
+            rendered text), ``completions`` (without special tokens), ``prompt_ids``, ``completion_ids`` and all other
+            columns by name.
         tokenizer: a Hugging Face tokenizer.
         sampling: how to sample.
         prompt_key: the column of the prompt; the reward does not get it again.
@@ -31,14 +33,14 @@ class RLVRWorkflow(RolloutWorkflow):
 
     def __init__(
         self,
-        reward_fn: AsyncRewardWrapper | Callable[..., Any],
+        reward_fn: Reward | Callable[..., Any],
         tokenizer: Tokenizer,
         sampling: SamplingParams | None = None,
         prompt_key: str = "prompt",
         system_prompt: str | None = None,
         chat_template: bool = True,
     ) -> None:
-        self.reward = reward_fn if isinstance(reward_fn, AsyncRewardWrapper) else AsyncRewardWrapper(reward_fn)
+        self.reward = as_reward(reward_fn)
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingParams()
         self.prompt_key = prompt_key
@@ -49,15 +51,6 @@ class RLVRWorkflow(RolloutWorkflow):
         prompt = self.renderer.render(data)
         response = await engine.agenerate(ModelRequest(prompt.ids, self.sampling))
         text = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
-        if response.stop_reason == "abort":
-            outcome = RewardOutcome("not_applicable", metadata={"reason": "aborted"})
-        else:
-            columns = {name: value for name, value in data.items() if name != self.prompt_key}
-            outcome = await self.reward.outcome(
-                prompt=prompt.text,
-                completions=text,
-                prompt_ids=prompt.ids,
-                completion_ids=response.output_ids,
-                **columns,
-            )
+        columns = {name: value for name, value in data.items() if name != self.prompt_key}
+        outcome = await score_response(self.reward, response, prompt=prompt.text, completion=text, columns=columns)
         return Trajectory.from_response(response, outcome, prompt=prompt.text, completion=text)

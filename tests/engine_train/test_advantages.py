@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_x.api.errors import ConfigError
-from areal_x.engine.train.advantages import group_advantages, spread_to_tokens
+from areal_x.engine.train.advantages import BASELINES, SCALES, group_advantages, spread_to_tokens
 from areal_x.engine.train.schedule import SCHEDULES, scheduled_learning_rate
 
+SCALE = {True: "group_std", False: "none"}
 samples = st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(0, 5)), min_size=1, max_size=40)
 
 
@@ -18,7 +19,7 @@ samples = st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(0, 5)), m
 def test_each_group_is_as_if_alone(pairs: list[tuple[float, int]], normalize: bool) -> None:
     rewards = np.array([reward for reward, _ in pairs])
     groups = np.array([group for _, group in pairs])
-    advantages = group_advantages(rewards, groups, normalize)
+    advantages = group_advantages(rewards, groups, scale_by=SCALE[normalize])
     assert advantages.dtype == np.float32 and np.isfinite(advantages).all()
     for group in set(groups.tolist()):
         mine = rewards[groups == group]
@@ -29,7 +30,7 @@ def test_each_group_is_as_if_alone(pairs: list[tuple[float, int]], normalize: bo
 
 @given(st.floats(-1e6, 1e6), st.integers(1, 9), st.booleans())
 def test_equal_rewards_give_exactly_zero(reward: float, size: int, normalize: bool) -> None:
-    assert (group_advantages(np.full(size, reward), np.zeros(size, dtype=int), normalize) == 0).all()
+    assert (group_advantages(np.full(size, reward), np.zeros(size, dtype=int), scale_by=SCALE[normalize]) == 0).all()
 
 
 @given(samples, st.randoms(use_true_random=False))
@@ -55,9 +56,49 @@ def test_worked_by_hand() -> None:
 def test_masked_samples_are_as_if_absent(pairs: list[tuple[float, int]], masked: list[int], normalize: bool) -> None:
     rewards, groups = np.array([p[0] for p in pairs], dtype=np.float64), np.array([p[1] for p in pairs])
     is_masked = np.isin(np.arange(len(pairs)), masked)
-    got = group_advantages(np.where(is_masked, np.nan, rewards), groups, normalize)
+    got = group_advantages(np.where(is_masked, np.nan, rewards), groups, scale_by=SCALE[normalize])
     assert (got[is_masked] == 0).all()
-    np.testing.assert_array_equal(got[~is_masked], group_advantages(rewards[~is_masked], groups[~is_masked], normalize))
+    others = group_advantages(rewards[~is_masked], groups[~is_masked], scale_by=SCALE[normalize])
+    np.testing.assert_array_equal(got[~is_masked], others)
+
+
+@given(samples)
+def test_leaving_one_out_is_the_mean_of_the_others(pairs: list[tuple[float, int]]) -> None:
+    rewards, groups = np.array([p[0] for p in pairs], dtype=np.float64), np.array([p[1] for p in pairs])
+    got = group_advantages(rewards, groups, "leave_one_out", "none")
+    for index, (reward, group) in enumerate(pairs):
+        others = np.delete(rewards, index)[np.delete(groups, index) == group]
+        expected = reward - others.mean() if len(others) else 0.0
+        assert got[index] == pytest.approx(expected, rel=1e-4, abs=2e-5)
+
+
+@given(samples)
+def test_baselines_of_the_batch_look_at_all_rewards(pairs: list[tuple[float, int]]) -> None:
+    rewards, groups = np.array([p[0] for p in pairs], dtype=np.float64), np.array([p[1] for p in pairs])
+    np.testing.assert_allclose(
+        group_advantages(rewards, groups, "batch_mean", "none"), rewards - rewards.mean(), rtol=1e-4, atol=2e-5
+    )
+    np.testing.assert_allclose(group_advantages(rewards, groups, "none", "none"), rewards, rtol=1e-6)
+    if rewards.std() > 1e-3:
+        scaled = group_advantages(rewards, groups, "none", "batch_std")
+        np.testing.assert_allclose(scaled, rewards / rewards.std(), rtol=1e-2, atol=2e-5)
+
+
+@given(samples, st.sampled_from(BASELINES), st.sampled_from(SCALES))
+def test_no_group_however_small_gives_huge_advantages(
+    pairs: list[tuple[float, int]], baseline: str, scale_by: str
+) -> None:
+    rewards, groups = np.array([round(p[0], 2) for p in pairs]), np.array([p[1] for p in pairs])
+    advantages = group_advantages(rewards, groups, baseline, scale_by)
+    assert np.isfinite(advantages).all() and (np.abs(advantages) <= 1e5).all()
+    lonely = np.bincount(groups)[groups] == 1
+    if baseline in ("group_mean", "leave_one_out"):
+        assert (advantages[lonely] == 0).all()
+
+
+def test_unknown_names_are_errors() -> None:
+    with pytest.raises(ValueError, match="baseline='median'"):
+        group_advantages([1.0], [0], "median")
 
 
 def test_impossible_rewards_are_refused() -> None:

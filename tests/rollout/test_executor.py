@@ -16,6 +16,7 @@ from areal_x.api.records import Trajectory
 from areal_x.api.reward_api import RewardOutcome, RewardTimeoutError
 from areal_x.engine.inference.scripted import ScriptedEngine
 from areal_x.rollout.episode import EpisodeRecord
+from areal_x.rollout.finish_group import GroupHooks
 
 
 async def test_trains_no_token_beyond_the_bound() -> None:
@@ -128,7 +129,7 @@ def test_episodes_are_conserved(seed: int, group_size: int, on_failure: str, sta
             episode_timeout_seconds=0.03,
             max_failures_in_a_row=10**6,
             max_failure_rate=1.0,
-            group_filter=lambda group: "unlucky" if group.group_id % 5 == 0 else True,
+            hooks=GroupHooks(group_filter=lambda group: "unlucky" if group.group_id % 5 == 0 else True),
             on_record=records.append,
         )
         async with running(executor):
@@ -162,7 +163,9 @@ def test_episodes_are_conserved(seed: int, group_size: int, on_failure: str, sta
 async def test_filter_reasons_are_counted_and_places_come_back() -> None:
     verdicts = {0: "easy", 1: False, 2: "easy"}
     executor = make_executor(
-        groups_per_step=4, max_staleness=0, group_filter=lambda group: verdicts.get(group.group_id, True)
+        groups_per_step=4,
+        max_staleness=0,
+        hooks=GroupHooks(group_filter=lambda group: verdicts.get(group.group_id, True)),
     )
     async with running(executor):
         groups = await executor.next_batch(0)

@@ -15,6 +15,7 @@ from areal_x.api.records import Trajectory
 from areal_x.api.reward_api import RewardError, RewardOutcome
 from areal_x.engine.inference.scripted import ScriptedCompletion, ScriptedEngine
 from areal_x.rollout.failure_budget import FailureBudget
+from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.groups import FailurePolicy
 
 
@@ -136,7 +137,7 @@ def test_a_good_episode_between_failures_keeps_the_run_alive() -> None:
 
 
 async def test_a_run_that_rejects_everything_stops_and_says_why() -> None:
-    executor = make_executor(group_filter=lambda group: "too_easy", groups_per_step=2)
+    executor = make_executor(hooks=GroupHooks(group_filter=lambda group: "too_easy"), groups_per_step=2)
     async with running(executor):
         with pytest.raises(FailureBudgetError, match=r"256 groups in a row were rejected.*too_easy 512"):
             await executor.next_batch(0)
@@ -245,7 +246,7 @@ async def test_a_filter_that_raises_ends_the_run() -> None:
     def broken(group: Any) -> bool:
         raise ZeroDivisionError("in the filter")
 
-    executor = make_executor(group_filter=broken)
+    executor = make_executor(hooks=GroupHooks(group_filter=broken))
     async with running(executor):
         with pytest.raises(ZeroDivisionError, match="in the filter"):
             await executor.next_batch(0)

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_x.api.config import ExperimentConfig
+from areal_x.api.config import AlgorithmConfig, ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardOutcome
-from areal_x.trainer.batch import build_batch, reward_metrics
+from areal_x.trainer.batch import build_batch
 from areal_x.trainer.evaluation import evaluation_metrics
+from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.sample_records import choose_rows, sample_records
 from areal_x.trainer.step_clock import BusyTotals, StepClock
@@ -39,7 +40,7 @@ def group(group_id: int, rewards: list[float], lengths: list[int]) -> Trajectory
 
 def test_advantages_are_by_group_also_where_groups_differ_in_size() -> None:
     groups = [group(7, [0.0, 1.0], [3, 4]), group(3, [1.0, 1.0, 4.0], [2, 5, 3]), group(9, [5.0], [2])]
-    batch, advantages = build_batch(groups, normalize_std=False)
+    batch, advantages = build_batch(groups, AlgorithmConfig(scale_by="none"), RewardConfig())
     assert advantages == pytest.approx([-0.5, 0.5, -1.0, -1.0, 2.0, 0.0])
     assert batch.lengths.tolist() == [3, 4, 2, 5, 3, 2]
     assert batch.group_ids.tolist() == [7, 7, 3, 3, 3, 9]
@@ -58,12 +59,41 @@ def test_reward_metrics_show_parts_and_uniform_groups() -> None:
     assert metrics["rollout/completion_tokens"] == pytest.approx(2.5)
 
 
+def test_rewards_can_be_normalized_before_they_are_summed() -> None:
+    def scored(accuracy: float | None, length: float) -> RewardOutcome:
+        values = {"length": length} if accuracy is None else {"accuracy": accuracy, "length": length}
+        return RewardOutcome("ok", value=sum(values.values()), values=values)
+
+    outcomes = [scored(1.0, 30.0), scored(0.0, 10.0), scored(None, 20.0)]
+    rewards = np.array([outcome.value for outcome in outcomes], np.float32)
+    groups = [TrajectoryGroup(5, [trajectory(3, outcome=outcome) for outcome in outcomes], rewards)]
+    weights = {"accuracy": RewardPartConfig(weight=2.0), "length": RewardPartConfig(weight=0.5)}
+    reward = RewardConfig(rewards=weights, aggregation="normalize_then_sum")
+    _, advantages = build_batch(groups, AlgorithmConfig(), reward)
+    spread = 10 / (200 / 3) ** 0.5
+    assert advantages == pytest.approx([2 * 1 + 0.5 * spread, -2 - 0.5 * spread, 0.0], rel=1e-4)
+    groups[0].rewards = np.array([np.nan, *rewards[1:]], np.float32)
+    _, advantages = build_batch(groups, AlgorithmConfig(), reward)
+    assert advantages == pytest.approx([0.0, -0.5, 0.5], rel=1e-4)
+
+
+def test_metadata_and_processed_rewards_are_metrics() -> None:
+    found = [{"tokens": 3, "verdict": "good", "reason": "x"}, {"tokens": 5.0, "verdict": "bad", "text": "y" * 99}]
+    samples = [trajectory(4, outcome=RewardOutcome("ok", value=1.0, metadata=each, seconds=0.5)) for each in found]
+    raw, processed = np.array([1.0, 1.0], np.float32), np.array([0.0, 3.0], np.float32)
+    metrics = reward_metrics([TrajectoryGroup(1, samples, processed, raw_rewards=raw)])
+    assert metrics["reward/tokens"] == 4.0 and metrics["perf/reward_seconds_max"] == 0.5
+    assert metrics["reward/verdict/good"] == metrics["reward/verdict/bad"] == 0.5
+    assert (metrics["reward/mean"], metrics["reward/processed_mean"]) == (1.0, 1.5)
+    assert not [name for name in metrics if "reason" in name or "text" in name]
+
+
 def test_masked_samples_move_neither_advantages_nor_metrics() -> None:
     nan = float("nan")
     with_masked = [group(1, [1.0, 0.0, 1.0, 0.0, nan, nan], [3] * 6), group(2, [1.0, 1.0, nan], [3] * 3)]
     without = [group(1, [1.0, 0.0, 1.0, 0.0], [3] * 4), group(2, [1.0, 1.0], [3] * 2)]
-    _, advantages = build_batch(with_masked, normalize_std=True)
-    _, expected = build_batch(without, normalize_std=True)
+    _, advantages = build_batch(with_masked, AlgorithmConfig(), RewardConfig())
+    _, expected = build_batch(without, AlgorithmConfig(), RewardConfig())
     assert advantages.tolist() == [*expected[:4], 0.0, 0.0, *expected[4:], 0.0]
     assert reward_metrics(with_masked) == reward_metrics(without)
     records = sample_records(with_masked, advantages, lambda ids: ["t"] * len(ids), step=1, version=1, count=3)

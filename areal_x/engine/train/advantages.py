@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO). Axis letters: S sequences, N tokens of all sequences laid end to end."""
+"""From rewards to advantages, by group id. Axis letters: S sequences, G groups, N tokens of all sequences in a row."""
 
 from __future__ import annotations
 
@@ -9,29 +9,42 @@ import numpy.typing as npt
 
 from areal_x.api.records import FloatArray
 
-__all__ = ["group_advantages", "spread_to_tokens"]
+__all__ = ["BASELINES", "SCALES", "group_advantages", "spread_to_tokens"]
+
+BASELINES = ("group_mean", "leave_one_out", "batch_mean", "none")
+"""What is taken from a reward."""
+SCALES = ("group_std", "batch_std", "none")
+"""What the rest is divided by."""
+_Floats = npt.NDArray[np.float64]
 
 
 def group_advantages(
-    rewards: npt.ArrayLike, group_ids: npt.ArrayLike, normalize_std: bool = True, eps: float = 1e-6
+    rewards: npt.ArrayLike,
+    group_ids: npt.ArrayLike,
+    baseline: str = "group_mean",
+    scale_by: str = "group_std",
+    eps: float = 1e-6,
 ) -> FloatArray:
-    """Reward minus the mean of its group, divided by the group's standard deviation when ``normalize_std``.
+    """Reward minus a baseline, divided by a deviation.
 
     Groups are found by id, so they may differ in size and lie in any order. A group of one sequence, or one whose
-    rewards are all equal, gets exactly 0. A reward of NaN marks a masked sample: its advantage is 0, and the mean and
-    the deviation of its group are those of the others.
+    rewards are all equal, gets exactly 0 from the baselines of groups. A reward of NaN marks a masked sample: its
+    advantage is 0, and every mean and deviation is that of the others.
 
     Args:
         rewards: finite scalars, or NaN, [S].
         group_ids: integers [S].
-        normalize_std: divide by (population standard deviation + ``eps``), as in DeepSeekMath (GRPO).
-        eps: keeps the division finite for nearly equal rewards.
+        baseline: ``group_mean`` (GRPO, https://arxiv.org/abs/2402.03300), ``leave_one_out``: the mean of the group's
+            others (RLOO, https://arxiv.org/abs/2402.14740), ``batch_mean``, or ``none``.
+        scale_by: the population standard deviation of the rewards of the group (``group_std``, GRPO) or of all of them
+            (``batch_std``, Lite PPO, https://arxiv.org/abs/2508.08221), or ``none``. A deviation of 0 divides nothing.
+        eps: added to the deviation, keeps the division finite for nearly equal rewards.
 
     Returns:
         float32 [S].
 
     Raises:
-        ValueError: the lengths differ, or a reward is infinite.
+        ValueError: the lengths differ, a reward is infinite, or a name is unknown.
     """
     rewards_S = np.asarray(rewards, dtype=np.float64)
     ids_S = np.asarray(group_ids)
@@ -39,24 +52,36 @@ def group_advantages(
         raise ValueError(f"rewards {rewards_S.shape} and group_ids {ids_S.shape} must be 1-D and of one length")
     if np.isinf(rewards_S).any():
         raise ValueError(f"reward {int(np.flatnonzero(np.isinf(rewards_S))[0])} is infinite")
+    if baseline not in BASELINES or scale_by not in SCALES:
+        raise ValueError(f"baseline={baseline!r}, scale_by={scale_by!r}: choose of {BASELINES} and {SCALES}")
     advantages_S = np.zeros(len(rewards_S), dtype=np.float32)
     counted_S = ~np.isnan(rewards_S)
     if counted_S.any():
-        advantages_S[counted_S] = _of_counted(rewards_S[counted_S], ids_S[counted_S], normalize_std, eps)
+        advantages_S[counted_S] = _of_counted(rewards_S[counted_S], ids_S[counted_S], baseline, scale_by, eps)
     return advantages_S
 
 
-def _of_counted(
-    rewards_S: npt.NDArray[np.float64], ids_S: npt.NDArray[Any], normalize_std: bool, eps: float
-) -> npt.NDArray[np.float64]:
+def _of_counted(rewards_S: _Floats, ids_S: npt.NDArray[Any], baseline: str, scale_by: str, eps: float) -> _Floats:
     _, first_G, group_S, sizes_G = np.unique(ids_S, return_index=True, return_inverse=True, return_counts=True)
     # Shifting by one member first keeps equal rewards at exactly 0: a mean of equal numbers may round away from them.
     shifted_S = rewards_S - rewards_S[first_G][group_S]
     centred_S = shifted_S - (np.bincount(group_S, weights=shifted_S) / sizes_G)[group_S]
-    if normalize_std:
+    batch_S = rewards_S - rewards_S[0]
+    batch_S -= batch_S.mean()
+    if baseline == "group_mean":
+        advantages_S = centred_S
+    elif baseline == "leave_one_out":
+        # r - mean of the others = n / (n - 1) * (r - mean of all); alone there are no others and nothing is learnt.
+        advantages_S = centred_S * (sizes_G / np.maximum(sizes_G - 1, 1))[group_S]
+    else:
+        advantages_S = batch_S if baseline == "batch_mean" else rewards_S
+    if scale_by == "group_std":
         deviation_G = np.sqrt(np.bincount(group_S, weights=centred_S**2) / sizes_G)
-        centred_S = centred_S / (deviation_G + eps)[group_S]
-    return centred_S
+        advantages_S = advantages_S / np.where(deviation_G > 0, deviation_G + eps, 1.0)[group_S]
+    elif scale_by == "batch_std":
+        deviation = np.sqrt(np.mean(batch_S**2))
+        advantages_S = advantages_S / (deviation + eps if deviation > 0 else 1.0)
+    return advantages_S
 
 
 def spread_to_tokens(values: npt.ArrayLike, lengths: npt.ArrayLike) -> FloatArray:

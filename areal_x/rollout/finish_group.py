@@ -1,0 +1,97 @@
+"""What happens to a group when its last episode has ended: group rewards, failed scores, post-processing, filter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from areal_x.api.records import TrajectoryGroup
+from areal_x.api.reward_records import RewardOutcome
+from areal_x.rollout.groups import AssembledGroup, FailurePolicy, PendingGroup, assemble_group
+
+__all__ = ["GroupFilter", "GroupFinisher", "GroupHooks", "ScoreGroup", "pending_outcomes"]
+
+GroupFilter = Callable[[TrajectoryGroup], bool | str]
+ScoreGroup = Callable[[Sequence[RewardOutcome]], Awaitable[list[RewardOutcome]]]
+"""The final outcomes of those that are ``pending``, in the same order."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHooks:
+    """What is done to a complete group, in this order.
+
+    ``score_group`` scores its samples together, where the reward is one of whole groups; ``post_process`` changes the
+    rewards of a group that is large enough; ``group_filter`` gives true to keep it, false or a reason to reject it.
+    """
+
+    score_group: ScoreGroup | None = None
+    post_process: Callable[[TrajectoryGroup], None] | None = None
+    group_filter: GroupFilter | None = None
+
+
+class GroupFinisher:
+    """Finishes complete groups.
+
+    Args:
+        policy: what a failed score means.
+        min_samples: a group with fewer good samples is rejected.
+        hooks: what is done to a complete group.
+        on_scored: called with a group whose samples were scored together, and the task that gave their outcomes.
+    """
+
+    def __init__(
+        self,
+        policy: FailurePolicy,
+        min_samples: int,
+        hooks: GroupHooks,
+        on_scored: Callable[[PendingGroup, asyncio.Task[list[RewardOutcome]]], None],
+    ) -> None:
+        self._policy = policy
+        self._min_samples = min_samples
+        self._hooks = hooks
+        self._on_scored = on_scored
+        self.tasks: set[asyncio.Task[list[RewardOutcome]]] = set()
+
+    def start_scoring(self, pending: PendingGroup) -> bool:
+        """Begin to score the samples that wait for one another; false when there are none."""
+        waiting = pending_outcomes(pending)
+        if not waiting:
+            return False
+        task = asyncio.get_running_loop().create_task(self._score(pending, waiting), name="score a group")
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda done: self._on_scored(pending, done))
+        return True
+
+    async def _score(self, pending: PendingGroup, waiting: list[RewardOutcome]) -> list[RewardOutcome]:
+        if self._hooks.score_group is None:
+            raise RuntimeError("the reward scores whole groups, but this executor was given no score_group")
+        scored = await self._hooks.score_group(waiting)
+        finals = {id(outcome): final for outcome, final in zip(waiting, scored, strict=True)}
+        for episode in pending.episodes:
+            for trajectory in episode.trajectories or ():
+                trajectory.outcome = finals.get(id(trajectory.outcome), trajectory.outcome)
+        return scored
+
+    def finish(self, pending: PendingGroup) -> tuple[AssembledGroup, str | None]:
+        """Apply the failure policy, post-process and filter; also says why the group is rejected (None: it is not).
+
+        Raises:
+            RewardError: a score failed and the policy is ``raise``, or post-processing went wrong.
+        """
+        assembled = assemble_group(pending, self._policy, self._min_samples)
+        if assembled.group is None:
+            return assembled, "group_too_small"
+        if self._hooks.post_process is not None:
+            self._hooks.post_process(assembled.group)
+        verdict = self._hooks.group_filter is None or self._hooks.group_filter(assembled.group)
+        if verdict is True:
+            return assembled, None
+        return assembled, verdict if isinstance(verdict, str) else "filter"
+
+
+def pending_outcomes(pending: PendingGroup) -> list[RewardOutcome]:
+    """Each outcome that waits for the group, once, in the order of the episodes."""
+    outcomes = [t.outcome for episode in pending.episodes for t in episode.trajectories or () if t.outcome is not None]
+    return list({id(outcome): outcome for outcome in outcomes if outcome.status == "pending"}.values())

@@ -1,0 +1,79 @@
+"""What the samples of a step say about their rewards and shape."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from areal_x.api.records import FloatArray, Trajectory, TrajectoryGroup
+
+__all__ = ["mean_metadata", "mean_parts", "reward_metrics"]
+
+_MAX_VALUES, _MAX_LENGTH = 12, 40
+
+
+def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+    """Mean reward, its parts, and the shape of the samples of one step. Masked samples (reward NaN) have no reward.
+
+    ``reward/mean`` is of the rewards as they were given; ``reward/processed_mean`` is there where post-processing
+    changed them.
+    """
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    processed = [group.rewards[~np.isnan(group.rewards)] for group in groups]
+    raw = np.concatenate([_raw_rewards(group)[~np.isnan(group.rewards)] for group in groups])
+    num_generated = np.array([trajectory.num_sampled for trajectory in trajectories])
+    reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
+    seconds = [t.outcome.seconds for t in trajectories if t.outcome is not None]
+    metrics = {
+        "reward/mean": float(raw.mean()),
+        "reward/std": float(raw.std()),
+        "perf/reward_seconds": float(np.mean(seconds)) if seconds else 0.0,
+        "perf/reward_seconds_max": max(seconds, default=0.0),
+        "rollout/uniform_groups": float(np.mean([np.ptp(values) == 0 for values in processed])),
+        "rollout/completion_tokens": float(num_generated.mean()),
+        "rollout/truncated_share": reasons["length"] / len(trajectories),
+        "rollout/num_turns": float(np.mean([trajectory.num_turns for trajectory in trajectories])),
+    }
+    final = np.concatenate(processed)
+    if not np.array_equal(final, raw):
+        metrics["reward/processed_mean"] = float(final.mean())
+    return metrics | mean_metadata(trajectories) | mean_parts(trajectories)
+
+
+def _raw_rewards(group: TrajectoryGroup) -> FloatArray:
+    return group.rewards if group.raw_rewards is None else group.raw_rewards
+
+
+def mean_parts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The mean of every part that rewards reported, as ``reward/<part>``, over the samples that have it."""
+    values: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        if trajectory.outcome is not None:
+            for part, value in trajectory.outcome.parts.items():
+                values.setdefault(part, []).append(value)
+    return {f"reward/{part}": float(np.mean(part_values)) for part, part_values in values.items()}
+
+
+def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Metadata as metrics: the mean of numbers, and the share of each value of a few short words (``reason`` is counted
+    among the outcomes). Longer texts and whatever else there is stay with the samples."""
+    values: dict[str, list[Any]] = {}
+    for trajectory in trajectories:
+        if trajectory.outcome is not None:
+            for key, value in trajectory.outcome.metadata.items():
+                if key != "reason":
+                    values.setdefault(key, []).append(value)
+    metrics: dict[str, float] = {}
+    for key, found in values.items():
+        if all(isinstance(value, Real) and math.isfinite(value) for value in found):
+            metrics[f"reward/{key}"] = float(np.mean([float(value) for value in found]))
+        elif all(isinstance(value, str) and len(value) <= _MAX_LENGTH for value in found):
+            counts = Counter(found)
+            if len(counts) <= _MAX_VALUES:
+                metrics |= {f"reward/{key}/{value}": count / len(found) for value, count in counts.items()}
+    return metrics
