@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from areal_x.api.errors import ArealXError, ConfigError, DataError, MissingExtraError
+from areal_x.launch.reward_check.command import add_arguments as add_reward_test
 
 if TYPE_CHECKING:
     from areal_x.api.config import ExperimentConfig
@@ -142,6 +143,7 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
 def _add_listings(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
     reward = commands.add_parser("reward", help="built-in rewards").add_subparsers(metavar="COMMAND", required=True)
     reward.add_parser("list", help="names, data sets and what each does").set_defaults(run=_reward_list)
+    add_reward_test(reward)
     config = commands.add_parser("config", help="shipped configs").add_subparsers(metavar="COMMAND", required=True)
     config.add_parser("list", help="names and what each does").set_defaults(run=_config_list)
     show = config.add_parser("show", help="print a shipped config as it stands in its file")
