@@ -69,8 +69,8 @@ class Zygote:
         self._namespace = isolation.own_pid_namespace()
 
     def serve(self) -> None:
-        self._reply("started", self._namespace is not None)
         try:
+            self._reply("started", self._namespace is not None)
             while True:
                 for descriptor, _ in self._poll.poll():
                     if descriptor in self._guardians:
