@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_x.api import ConfigError, DataError, RewardError, RewardResult, RewardSample
+from areal_x.api import ConfigError, DataError, RewardError, RewardResult, RewardSample, ScoredSample
 from areal_x.api.import_paths import LIBRARIES
 from areal_x.api.reward_records import check_reward
 from areal_x.reward import get_reward_fn
@@ -94,7 +94,9 @@ def test_slime_numbers_and_bools(value, number):
 def test_slime_dicts_are_read_at_the_reward_key():
     value = {"score": -1.0, "acc": False, "pred": "5", "length": 3, "odd": math.inf}
     result = reward("slime", "slime_returns", value=value, reward_key="score")("", "")
-    assert result == RewardResult(-1.0, {"acc": 0.0, "length": 3.0}, metadata={"pred": "5", "odd": math.inf})
+    parts = {"score": -1.0, "acc": 0.0, "length": 3.0}
+    assert result == RewardResult(-1.0, parts, metadata={"pred": "5", "odd": math.inf})
+    assert check_reward(result, "score", None).value == -1.0
     chosen_later = reward("slime", "slime_returns", value=value)("", "")
     assert check_reward(chosen_later, "acc", None).value == 0.0
     with pytest.raises(KeyError, match="a dict without 'reward'; its keys: 'score', 'acc', 'pred'"):
@@ -118,15 +120,10 @@ def test_nan_and_infinity_never_count(value):
 # -- slime's hook for a batch -----------------------------------------------------------------------------------------
 
 
-class Scored(RewardSample):
-    """What the hook is given: a sample with its reward and its group's id."""
-
-    def __init__(self, completion: str, reward: float, group_id: object) -> None:
-        super().__init__("Q?", completion, [1], [2], {"answer": "4"})
-        self.reward, self.group_id = reward, group_id
-
-
-BATCH = [Scored("a", 1.0, "g7"), Scored("b", 0.0, "g9"), Scored("c", 3.0, "g7")]
+BATCH = [
+    ScoredSample("Q?", text, [1], [2], {"answer": "4"}, reward=reward, group_id=group_id, parts={"acc": 0.5})
+    for text, reward, group_id in [("a", 1.0, 7), ("b", 0.0, 9), ("c", 3.0, 7)]
+]
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"reward_key": "score"}])
@@ -287,7 +284,9 @@ def test_verl_gets_its_columns(columns, kwargs, dataset, source, gold, extra):
     rm = reward("verl", "verl_echo", dataset, more="m", **kwargs)
     rm.check_columns(frozenset(columns))
     result = rm("Q?", "A", *IDS, **columns)
-    assert result == RewardResult(1.0, metadata={"data_source": source, "gold": gold, "extra": extra, "more": "m"})
+    assert result == RewardResult(
+        1.0, {"score": 1.0}, metadata={"data_source": source, "gold": gold, "extra": extra, "more": "m"}
+    )
 
 
 def test_verl_data_without_source_or_gold_is_an_error():
@@ -304,7 +303,10 @@ def test_verl_data_without_source_or_gold_is_an_error():
 async def test_verl_batches():
     rm = reward("verl", "verl_batch", "gsm8k", group=True)
     results = await rm(samples("1", "2", answer="1"))
-    assert [(result.value, result.parts) for result in results] == [(1.0, {"index": 0.0}), (0.0, {"index": 1.0})]
+    assert [(result.value, result.parts) for result in results] == [
+        (1.0, {"score": 1.0, "index": 0.0}),
+        (0.0, {"score": 0.0, "index": 1.0}),
+    ]
     with pytest.raises(ValueError, match="has 1 entries for 2 samples"):
         await reward("verl", "verl_batch", "gsm8k", group=True, drop=1)(samples("1", "2", answer="1"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from areal_x.api import AsyncRewardWrapper, RewardOutcome, RewardSample
+from areal_x.api import AsyncRewardWrapper, RewardOutcome, RewardSample, ScoredSample
 from areal_x.cli import main
 from areal_x.process_pool import ProcessPool
 from areal_x.reward import get_reward_fn
@@ -119,15 +119,10 @@ async def test_openrlhf_s_function_takes_a_whole_group(pool):
 
 
 def test_slime_s_hook_leaves_one_out():
-    class Scored:
-        prompt, completion, prompt_ids, completion_ids, truncated = "Q?", "A", [1], [2], False
-
-        def __init__(self, reward: float, group_id: int) -> None:
-            self.data, self.reward, self.group_id = {"answer": "#### 1"}, reward, group_id
-
+    rewards = [(1.0, 5), (0.0, 5), (1.0, 5), (7.0, 6)]
+    batch = [ScoredSample("Q?", "A", data={"answer": "1"}, reward=value, group_id=group) for value, group in rewards]
     hook = adapt_post_process("slime", f"{EXAMPLES}/slime_rm.py:post_process", {})
-    raw, processed = hook([Scored(1.0, 5), Scored(0.0, 5), Scored(1.0, 5), Scored(7.0, 6)])
-    assert (raw, processed) == ([1.0, 0.0, 1.0, 7.0], [0.5, -1.0, 0.5, 0.0])
+    assert hook(batch) == ([1.0, 0.0, 1.0, 7.0], [0.5, -1.0, 0.5, 0.0])
 
 
 COUNTED = """

@@ -16,6 +16,7 @@ from typing import Any
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import nearest
+from areal_x.api.reward_records import ScoredSample
 from areal_x.reward.adapters.calling import Adapter, make_reward
 from areal_x.reward.adapters.library_function import LibraryFunction
 
@@ -64,10 +65,8 @@ def adapt(library: str, spec: str, kwargs: Mapping[str, Any], dataset: str | Non
 
 def adapt_post_process(
     library: str, spec: str, kwargs: Mapping[str, Any]
-) -> Callable[[Sequence[Any]], tuple[list[float], list[float]]]:
+) -> Callable[[Sequence[ScoredSample]], tuple[list[float], list[float]]]:
     """The hook ``(samples) -> (raw, processed)`` that slime's ``(args, samples) -> (raw, processed)`` is.
-
-    The returned function takes objects with the fields of ``RewardSample``, and ``reward`` (a float) and ``group_id``.
 
     Raises:
         ConfigError: the library has no such hook, or there is no such function.

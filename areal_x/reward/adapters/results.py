@@ -72,7 +72,8 @@ def make_reward_result(value: float, extras: Mapping[Any, Any]) -> float | Rewar
 def read_reward(returned: Any, key: str | None, what: str) -> Reward:
     """One sample's reward: a number, or a dict with the reward under ``key``. None stays None (does not apply).
 
-    Without ``key`` a dict goes on as it is, with numbers for bools, so that ``reward.reward_key`` chooses.
+    The reward is among the parts, too, so that ``reward.eval_reward_key`` can name it. Without ``key`` a dict goes on
+    as it is, with numbers for bools, so that ``reward.reward_key`` chooses.
 
     Raises:
         TypeError: neither a number nor a dict.
@@ -88,5 +89,4 @@ def read_reward(returned: Any, key: str | None, what: str) -> Reward:
     if key not in returned:
         keys = ", ".join(repr(name) for name in list(returned)[:20]) or "none"
         raise KeyError(f"{what} is a dict without {key!r}; its keys: {keys}")
-    extras = {name: value for name, value in returned.items() if name != key}
-    return make_reward_result(to_number(returned[key], f"{what}[{key!r}]"), extras)
+    return make_reward_result(to_number(returned[key], f"{what}[{key!r}]"), returned)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from areal_x.api.errors import ConfigError
-from areal_x.api.reward_records import RewardSample
+from areal_x.api.reward_records import RewardSample, ScoredSample
 from areal_x.reward.adapters.calling import Adapter, Call
 from areal_x.reward.adapters.columns import check_label_key, label_of
 from areal_x.reward.adapters.library_function import LibraryFunction
@@ -32,7 +32,7 @@ def _make_args(function: LibraryFunction, is_group: bool, options: Mapping[str, 
     return SlimeArgs(**{**defaults, "reward_key": None, "eval_reward_key": None, **options})
 
 
-def _make_sample(sample: Any, label_key: str | None, **more: Any) -> Any:
+def _make_sample(sample: RewardSample, label_key: str | None, **more: Any) -> Any:
     """slime's Sample of a ``RewardSample``. Columns other than the label are in ``metadata``."""
     cls = sample_class()
     used, label = label_of(sample.data, label_key, _DEFAULT_LABELS)
@@ -92,10 +92,10 @@ class SlimePostProcess:
         if function.is_async:
             raise ConfigError(f"{function.name} is an async def; slime calls this hook without await: make it a def")
         self._function = function
-        self._args = _make_args(function, False, options)
+        self._args = _make_args(function, options.pop("group", False), options)
         self._label_key: str | None = options.get("label_key")
 
-    def __call__(self, samples: Sequence[Any]) -> tuple[list[float], list[float]]:
+    def __call__(self, samples: Sequence[ScoredSample]) -> tuple[list[float], list[float]]:
         """Raw and processed rewards, one of each for every sample.
 
         Raises:
@@ -107,7 +107,7 @@ class SlimePostProcess:
         for index, sample in enumerate(samples):
             group_index = group_indices.setdefault(sample.group_id, len(group_indices))
             key = self._args.reward_key
-            reward = {key: sample.reward} if key else sample.reward
+            reward = {**sample.parts, key: sample.reward} if key else sample.reward
             theirs.append(_make_sample(sample, self._label_key, index=index, group_index=group_index, reward=reward))
         name = self._function.name
         returned = self._function.function(self._args, theirs)
