@@ -75,6 +75,29 @@ class HoldsALock:
             return 1.0
 
 
+class Judge:
+    """Counts what it does, on the run's own loop."""
+
+    def __init__(self, address: str = "here") -> None:
+        self.address = address
+        self.requests = 0
+
+    async def start(self) -> None:
+        if self.address != "here":
+            raise ConnectionRefusedError(f"nobody answers at {self.address}")
+
+    async def __call__(self, completions: str, answer: str) -> float:
+        self.requests += 1
+        return float(_final(completions) == _final(answer))
+
+    def metrics(self) -> dict[str, float]:
+        return {"requests": float(self.requests)}
+
+    async def close(self) -> None:
+        if self.requests == 0:
+            raise RuntimeError("was never used")
+
+
 def always_half(completions: str) -> float:
     return 0.5
 
@@ -240,6 +263,11 @@ def best_of_group(samples: list[RewardSample], answer: str) -> list[float]:
     """1 for the right ones, less the share of right ones."""
     right = [float(_final(sample.completion) == _final(answer)) for sample in samples]
     return [value - sum(right) / len(right) for value in right]
+
+
+@group_reward
+def sorts_its_group(completions: list[str], answer: str) -> list[float]:
+    return sorted(float(_final(completion) == _final(answer)) for completion in completions)
 
 
 @group_reward

@@ -196,6 +196,20 @@ def test_a_group_reward_gets_all_completions_of_an_item() -> None:
     assert [outcome.value for outcome in by_file.outcomes] == pytest.approx([1 / 3, 1 / 3, -2 / 3])
 
 
+def test_a_group_reward_that_changes_the_order_is_found() -> None:
+    report = check("sorts_its_group", group_size=3)
+    assert "in the order of the samples" in message(report, "not_deterministic")
+
+
+def test_an_object_is_started_and_closed_and_its_totals_are_shown() -> None:
+    report = check("Judge")
+    assert report.findings == [] and report.runs.totals == {"requests": 2.0 * len(report.samples)}
+    assert "requests" in str(report)
+    broken = check("Judge", kwargs={"address": "there"})
+    assert "start() raises ConnectionRefusedError: nobody answers at there" in message(broken, "cannot_start")
+    assert not broken.outcomes and broken.finding_names() == {"cannot_start"}
+
+
 def test_a_function_of_the_notebook_works_while_its_loop_runs() -> None:
     async def cell() -> tuple[RewardReport, RewardReport]:
         return check_reward_function(short, ITEMS, workers=1), await check_reward_function_async(

@@ -21,6 +21,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 BROAD_HANDLERS: dict[str, str] = {
     "areal_x/api/reward_api.py::_await": "a user's reward coroutine",
     "areal_x/engine/inference/worker.py::main": "the engine's process",
+    "areal_x/launch/reward_check/check.py::_users_step": "the start() and close() of a user's reward",
     "areal_x/process_pool/lost_calls.py::encode_arguments": "a user's arguments, whose pickling runs user code",
     "areal_x/process_pool/worker.py::_body": "a user's value or exception, whose pickling and printing run user code",
     "areal_x/process_pool/worker.py::_serve": "a user's function",

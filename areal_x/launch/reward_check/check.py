@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ Data = str | Path | Sequence[Mapping[str, Any]]
 Completions = str | Path | Sequence[str | Mapping[str, Any]]
 _LARGE_COLUMNS = 20_000
 """Characters of columns that each call carries for nothing."""
+_STEP_SECONDS = 150.0
+"""For the imports of a reward, and for start() and close() of an object."""
+_FIXES = {
+    "start": "a reward is a function or an object that can be pickled: at the top of a module, without locks, clients "
+    "or open files; make those at the first call, or in start() of an object with async def __call__",
+    "close": "close what start() made, also when a call failed",
+}
 _MISSPELT = 0.8
 """How alike two names are of which one is a slip; options of a reward are further from all columns."""
 
@@ -117,8 +124,8 @@ async def check_reward_function_async(
         report.is_async, report.is_group = wrapper.is_async, wrapper.is_group
         read = static_findings(function, is_async=wrapper.is_async)
         report.findings += _argument_findings(function, wrapper, items)
-        stack.push_async_callback(wrapper.close)
-        if report.ok and await _starts(report, wrapper):
+        stack.push_async_callback(_users_step, report, "close", wrapper.close)
+        if report.ok and await _users_step(report, "start", wrapper.start):
             texts = PromptTexts(settings, items.prompt_key)
             if completions is None:
                 report.samples = derive_samples(items, texts, settings, is_group=wrapper.is_group)
@@ -127,7 +134,8 @@ async def check_reward_function_async(
             started = time.monotonic()
             report.runs = await score_all(wrapper, report.samples, texts, settings, pool)
             report.seconds = time.monotonic() - started
-        report.findings = _worst_first(report.findings + read + measured_findings(report))
+        report.findings += read + measured_findings(report)
+    report.findings = _worst_first(report.findings)
     return report
 
 
@@ -165,15 +173,15 @@ def _wrapped(report: RewardReport, function: Any, pool: ObservedPool) -> AsyncRe
         return None
 
 
-async def _starts(report: RewardReport, wrapper: AsyncRewardWrapper) -> bool:
-    """Whether the reward can be sent to its workers, or started on the loop."""
+async def _users_step(report: RewardReport, name: str, step: Callable[[], Awaitable[None]]) -> bool:
+    """Whether the reward could be sent to its workers or started on the loop, or closed."""
     try:
-        await wrapper.start()
-    except ConfigError as error:
+        async with asyncio.timeout(_STEP_SECONDS):
+            await step()
+    except Exception as error:  # The boundary to the start() and close() of the user's object.
+        text = str(error) if isinstance(error, ConfigError) else f"{name}() raises {type(error).__name__}: {error}"
         notes = getattr(error, "__notes__", [])
-        fix = "a reward is a function or an object that can be pickled: at the top of a module, without locks, clients "
-        fix += "or open files; make those at the first call, or in start() of an object with async def __call__"
-        report.findings.append(Finding("cannot_start", "error", "\n".join([str(error), *notes]), fix))
+        report.findings.append(Finding(f"cannot_{name}", "error", "\n".join([text, *notes]), _FIXES[name]))
         return False
     return True
 

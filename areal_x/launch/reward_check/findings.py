@@ -32,7 +32,7 @@ _UNREWARDED = ("wrong", "truncated", "empty", "garbage", "echo")
 
 
 def measured_findings(report: RewardReport) -> list[Finding]:
-    """All that the runs show, worst first."""
+    """All that the runs show."""
     checks = (
         _failures,
         _bad_scores,
@@ -46,9 +46,7 @@ def measured_findings(report: RewardReport) -> list[Finding]:
         _differing,
         _warnings,
     )
-    found = [finding for check in checks for finding in check(report)]
-    order = ("error", "warning", "note")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    return [finding for check in checks for finding in check(report)]
 
 
 def _failures(report: RewardReport) -> Iterator[Finding]:
@@ -214,7 +212,9 @@ def _differing(report: RewardReport) -> Iterator[Finding]:
             "warning",
             f"{len(report.differing)} of {len(report.samples)} completions score differently in "
             f"{len(report.runs.outcomes)} runs",
-            "look for chance, time, the order of a set, and state that calls leave behind (the runs differ in order)",
+            "return the results in the order of the samples, whatever that is (it changes from run to run)"
+            if report.is_group
+            else "look for chance, time, the order of a set, and state that calls leave behind (a run has its own order)",
         )
 
 

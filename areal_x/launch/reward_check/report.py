@@ -90,6 +90,7 @@ class RewardReport:
                 name: summary.percentile(times, share) if times else None
                 for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
             },
+            "totals": self.runs.totals,
             "agreement": {"agreed": self.agreement.agreed, "known": self.agreement.known},
             "differing": self.differing,
             "samples": [self._sample_dict(index) for index in range(len(self.outcomes))],

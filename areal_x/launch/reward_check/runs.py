@@ -49,6 +49,8 @@ class Runs:
     first_output: str = ""
     retried: int = 0
     """Calls that ended well only in the second try, after their worker had died."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """The reward's own running totals, such as requests and tokens of a judge."""
 
 
 async def score_all(
@@ -58,22 +60,27 @@ async def score_all(
     options: CheckOptions,
     pool: ObservedPool,
 ) -> Runs:
-    """Score each sample ``options.runs`` times; runs after the first take them in another order.
+    """Score each sample ``options.runs`` times; runs after the first take them in another order, groups inside, too.
 
-    A run is a whole pass, so what one call leaves behind in its worker meets other calls the second time.
+    A run is a whole pass, so what one call leaves behind in its worker meets other calls the second time. A group
+    reward whose results are not in the order of its samples gives other scores then.
     """
     units = _units(samples, is_group=wrapper.is_group)
     runs = Runs()
     async with _observed(runs, wrapper):
         for number in range(options.runs):
-            order = list(units)
+            order = [list(unit) for unit in units]
             if number:
-                random.Random(options.seed + number).shuffle(order)
+                generator = random.Random(options.seed + number)
+                generator.shuffle(order)
+                for unit in order:
+                    generator.shuffle(unit)
             runs.outcomes.append(await _score_once(wrapper, samples, order, texts, options.concurrency))
     if not wrapper.is_async:
         runs.printed_calls, runs.printed_characters = pool.printed_calls, pool.printed_characters
         runs.first_output = pool.first_output
     runs.retried = pool.num_retried
+    runs.totals = wrapper.metrics()
     return runs
 
 

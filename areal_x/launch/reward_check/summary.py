@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,13 +100,20 @@ def agreement(samples: Sequence[Sample], outcomes: Sequence[RewardOutcome], thre
 
 
 def differing(runs: Sequence[Sequence[RewardOutcome]]) -> list[int]:
-    """Indices of samples whose outcome is not the same in every run."""
+    """Indices of samples whose outcome is not the same in every run, but for rounding."""
 
-    def essence(outcome: RewardOutcome) -> tuple[object, ...]:
-        return outcome.status, outcome.value, outcome.parts, outcome.token_rewards
+    def numbers(outcome: RewardOutcome) -> list[float]:
+        value = [] if outcome.value is None else [outcome.value]
+        return [*value, *(part for _, part in sorted(outcome.parts.items())), *(outcome.token_rewards or ())]
+
+    def same(one: RewardOutcome, other: RewardOutcome) -> bool:
+        if one.status != other.status or one.parts.keys() != other.parts.keys():
+            return False
+        pairs = list(itertools.zip_longest(numbers(one), numbers(other), fillvalue=math.nan))
+        return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in pairs)
 
     return [
         index
         for index, outcomes in enumerate(zip(*runs, strict=True))
-        if any(essence(outcome) != essence(outcomes[0]) for outcome in outcomes[1:])
+        if not all(same(outcomes[0], outcome) for outcome in outcomes[1:])
     ]

@@ -58,7 +58,7 @@ def _whole(report: RewardReport) -> RenderableType:
     sections = [_head(report)]
     if report.outcomes:
         sections += [_outcomes(report), *_traces(report), _kinds(report), _bars(report), *_parts(report)]
-        sections += [_times(report), *_agreement(report), *_runs(report)]
+        sections += [*_totals(report), _times(report), *_agreement(report), *_runs(report)]
     return Group(*(Padding(section, (0, 0, 1, 0)) for section in sections), *_findings(report))
 
 
@@ -175,6 +175,15 @@ def _parts(report: RewardReport) -> Iterator[RenderableType]:
         for name, spread in parts.items():
             figures = [f"{value:.3g}" for value in (spread.mean, spread.lowest, spread.highest)]
             table.add_row(Text(clipped(name, 40)), f"{spread.count:,}", *figures)
+        yield table
+
+
+def _totals(report: RewardReport) -> Iterator[RenderableType]:
+    """What the reward counts itself, over all runs."""
+    if report.runs.totals:
+        table = _table("value", title="total")
+        for name, value in sorted(report.runs.totals.items()):
+            table.add_row(Text(clipped(name, 60)), f"{value:,.6g}")
         yield table
 
 
