@@ -79,7 +79,7 @@ async def test_functions_of_one_sample(spec, pool):
     if "verl" in spec or "slime" in spec:
         assert (right.parts["acc"], right.metadata["pred"], wrong.metadata["pred"]) == (1.0, "72", "96")
     if "openrlhf" in spec:
-        assert (right.parts, wrong.parts) == ({"scores": 1.0, "boxed": 1.0}, {"scores": 0.0, "boxed": 1.0})
+        assert (right.parts, wrong.parts) == ({"scores": 1.0, "marked": 1.0}, {"scores": 0.0, "marked": 1.0})
 
 
 async def test_trl_s_accuracy_on_a_group(pool):
