@@ -142,7 +142,7 @@ def _add_init_model(commands: argparse._SubParsersAction) -> None:  # type: igno
 
 def _add_listings(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
     reward = commands.add_parser("reward", help="built-in rewards").add_subparsers(metavar="COMMAND", required=True)
-    reward.add_parser("list", help="names, data sets and what each does").set_defaults(run=_reward_list)
+    reward.add_parser("list", help="names, data sets, what each extracts and returns").set_defaults(run=_reward_list)
     add_reward_test(reward)
     config = commands.add_parser("config", help="shipped configs").add_subparsers(metavar="COMMAND", required=True)
     config.add_parser("list", help="names and what each does").set_defaults(run=_config_list)
@@ -239,11 +239,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _reward_list(arguments: argparse.Namespace) -> int:
-    from areal_x.reward.registry import list_rewards
+    from areal_x.reward.listing import reward_list
 
-    for entry in list_rewards():
-        datasets = f" [data.name={', '.join(entry.datasets)}]" if entry.datasets else ""
-        print(f"{entry.name:<14}{entry.summary}{datasets}")
+    print(reward_list())
     return 0
 
 

@@ -22,7 +22,8 @@ The answer is: C|The answer is C|the answer is c.|Answer: C|ANSWER: C|Answer = C
 \boxed{\text{Rome}}|C|(C)|C.|$C$|C. Rome|C) Rome|Rome|It depends.¶¶Rome.|The answer is Rome|The answer is Rome.
 Answer: C. Rome|Option C is correct|C is the correct answer.|(C) is right|<answer>C</answer>
 <answer>Rome</answer>|Answer:¶C|The answer is:¶¶**C**|The answer is A. Wait, the answer is C.|so I choose C
-I would go with option (C).|My answer is option C: Rome|The best choice is C|答案是C|答案：C|因此选C。|故选（Ｃ）|正确答案为 C 项
+I would go with option (C).|My answer is option C: Rome|The best choice is C|答案是C|答案：C
+因此选C。|故选（Ｃ）|正确答案为 C 项
 The answer is C, because Rome is old|The final answer is: $\boxed{C}$|Final Answer: C|The answer is C, not D.
 <think>A</think>The answer is C|The correct answer depends. The answer is C|The answer is not A. The answer is C
 Answer: the correct option is C|The answer is 'C'|The answer is "C".|Answer: **C) Rome**
