@@ -212,3 +212,20 @@ def test_the_commands_of_the_examples_compose(words, tmp_path, monkeypatch, caps
     words = [f"data.path={tmp_path}/train.jsonl" if word == "data.path=train.jsonl" else word for word in words]
     assert main([*words, "--dry-run"]) == 0
     assert "reward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reward.fn=verl:no.py"], "reward.fn=verl:no.py: no such file: no.py"),
+        (["reward.fn=slime:no_package.rm"], "there is no package 'no_package'"),
+        (["reward.fn=slime:slime_rm.py:custom"], "slime_rm.py has no 'custom'; it has: "),
+        (["reward.fn=trl:accuracy_reward"], "'accuracy_reward' names no function; write package.module:function"),
+        (["reward.fn=verl:verl_reward.py", "reward.kwargs={format: 1}"], "reward.kwargs.format is not an argument of"),
+    ],
+)
+def test_mistakes_are_found_before_a_run(words, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "train.jsonl").write_text(json.dumps(CLIPS) + "\n")
+    monkeypatch.chdir(EXAMPLES)
+    assert main(["train", "--config-name", "gsm8k", f"data.path={tmp_path}/train.jsonl", *words, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
