@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
-from areal_x.api.import_paths import is_import_path, load_object
+from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
@@ -34,7 +34,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if command != "sft":
         _check_reward_names(config)
         _check_workflow(config)
-        _check_filter(config)
+        _check_functions(config)
     return config
 
 
@@ -55,7 +55,8 @@ def _is_cheap_to_import(spec: str, key: str) -> bool:
     Raises:
         ConfigError: there is no such package.
     """
-    module = spec.rpartition(":")[0] or spec.rpartition(".")[0]
+    spec = split_library(spec)[1]
+    module = spec.partition(":")[0] if ".py" in spec else spec.rpartition(":")[0] or spec.rpartition(".")[0]
     if ".py" in (spec[-3:], module.rstrip(":")[-3:]) or module.startswith("areal_x."):
         return True
     package = module.partition(".")[0]
@@ -73,13 +74,13 @@ def _check_workflow(config: ExperimentConfig) -> None:
         load_workflow_class(workflow.path, workflow.kwargs)
 
 
-def _check_filter(config: ExperimentConfig) -> None:
-    """The filter is a function."""
-    path = config.rollout.filter
-    if path is None or not _is_cheap_to_import(path, "rollout.filter"):
-        return
-    if not callable(load_object(path, "rollout.filter")):
-        raise ConfigError(f"rollout.filter={path!r} is not a function")
+def _check_functions(config: ExperimentConfig) -> None:
+    """The filter and the hook of post-processing are functions."""
+    for key, path in (("rollout.filter", config.rollout.filter), ("reward.post_process", config.reward.post_process)):
+        if path is None or split_library(path)[0] is not None or not _is_cheap_to_import(path, key):
+            continue
+        if not callable(load_object(path, key)):
+            raise ConfigError(f"{key}={path!r} is not a function")
 
 
 def _check_reward_names(config: ExperimentConfig) -> None:

@@ -91,7 +91,8 @@ class PostProcessor:
         lengths = [trajectory.num_sampled for trajectory in group.trajectories]
         processed += overlong_penalty(lengths, self.max_tokens, overlong.buffer_tokens, overlong.penalty)
         if self.config.clip is not None:
-            processed = np.clip(processed, *self.config.clip)
+            lowest, highest = self.config.clip
+            processed = np.clip(processed, lowest, highest)
         group.raw_rewards, group.rewards = raw.astype(np.float32), processed.astype(np.float32)
 
     def _call_hook(self, hook: PostProcessHook, group: TrajectoryGroup) -> list[npt.NDArray[np.float64]]:

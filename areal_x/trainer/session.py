@@ -91,7 +91,8 @@ async def run_training(config: ExperimentConfig) -> None:
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
         workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
-        evaluation_workflow = make_evaluation_workflow(config, tokenizer, reward)
+        evaluation_reward = with_evaluation_key(config, reward)
+        evaluation_workflow = roles.make_workflow(config, tokenizer, evaluation_reward, config.evaluation.sampling)
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
         shared = roles.share_weights(train_engine, stack)
         engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
@@ -106,7 +107,7 @@ async def run_training(config: ExperimentConfig) -> None:
             train_engine.version += 1
             await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
-        evaluator = make_evaluator(run, evaluation_workflow, engine, reward)
+        evaluator = make_evaluator(run, evaluation_workflow, engine, evaluation_reward)
         await evaluator.evaluate(0, train_engine.version)
         executor = make_executor(run, workflow, hooks, engine, train_engine.version)
         trainer = Trainer(
@@ -167,9 +168,9 @@ async def run_evaluation(config: ExperimentConfig) -> None:
             raise DataError("there is nothing to evaluate on; set data.eval_path")
         if config.model.path is None:
             raise ConfigError("model.path is not set; name the model to evaluate")
-        reward = await start_reward(config, run.data.held_out, stack)
+        reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack))
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
-        workflow = make_evaluation_workflow(config, tokenizer, reward)
+        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
         engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
         await engine.start()
         metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
@@ -177,11 +178,10 @@ async def run_evaluation(config: ExperimentConfig) -> None:
         print(f"{name} {value:.4f}")
 
 
-def make_evaluation_workflow(config: ExperimentConfig, tokenizer: Any, reward: Reward) -> RolloutWorkflow:
-    """The configured workflow as evaluation runs it: with its own sampling and its own key of the reward."""
+def with_evaluation_key(config: ExperimentConfig, reward: Reward) -> Reward:
+    """The reward as evaluation sees it: with its own key, if one is configured."""
     key = config.reward.eval_reward_key
-    reward = reward if key is None else reward.with_key(key)
-    return roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
+    return reward if key is None else reward.with_key(key)
 
 
 def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine, reward: Reward) -> Evaluator:

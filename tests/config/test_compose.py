@@ -220,3 +220,50 @@ def test_options_belong_to_what_they_are_options_of(tmp_path: Path) -> None:
     assert compose_config(gsm8k, ["data.path=x", "reward.fn=gsm8k"]).reward.kwargs == {}
     replaced = compose_config(gsm8k, ["data.path=x", "reward.kwargs={parts: {format: 1.0}}"])
     assert replaced.reward.kwargs == {"parts": {"format": 1.0}}
+
+
+SEVERAL = """
+defaults: [gsm8k, _self_]
+reward:
+  rewards:
+    accuracy: {weight: 0.8}
+    format: {weight: 0.2, kwargs: {answer: marked}}
+"""
+
+
+def test_several_rewards_replace_the_preset_s_one(tmp_path: Path) -> None:
+    reward = compose_config(write(tmp_path, SEVERAL), ["data.path=x"]).reward
+    assert (reward.fn, reward.kwargs) == (None, {})
+    assert {name: (part.weight, part.kwargs) for name, part in reward.rewards.items()} == {
+        "accuracy": (0.8, {}),
+        "format": (0.2, {"answer": "marked"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("reward.rewards.style.fn=judge", ["accuracy", "format", "style"]),
+        ("reward.rewards.format.kwargs.answer=boxed", ["accuracy", "format"]),
+        ("reward.rewards={length: {weight: 2}}", ["length"]),
+        ("reward.fn=math", []),
+    ],
+)
+def test_several_rewards_on_the_command_line(tmp_path: Path, override: str, names: list[str]) -> None:
+    reward = compose_config(write(tmp_path, SEVERAL), ["data.path=x", override]).reward
+    assert sorted(reward.rewards) == names
+    assert reward.fn == ("math" if not names else None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.rewards.accuracy.wight=2", r"did you mean reward\.rewards\.\*\.weight\?"),
+        ("reward.rewards.accuracy.weight=much", r"reward\.rewards\.accuracy\.weight: 'much' is not a number"),
+        ("reward.rewards=3", "expected named sections"),
+        ("reward.rewards.accuracy=3", "expected a section"),
+    ],
+)
+def test_a_wrong_entry_of_several_rewards_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_config(write(tmp_path, SEVERAL), ["data.path=x", override])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from areal_x.api.config import ExperimentConfig
+from areal_x.api.config import ExperimentConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError
 
@@ -81,6 +81,21 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("reward.timeout_seconds", 0.0, "must be above 0"),
         ("reward.max_failure_rate", 1.1, "from 0 to 1"),
         ("reward.num_workers", 0, "must be 1 or more"),
+        ("reward.fn", "trl:mine.py:score", "no such file: mine.py"),
+        ("reward.post_process", "mine.py:score", "no such file: mine.py"),
+        ("reward.aggregation", "sum", "must be one of normalize_then_sum, sum_then_normalize"),
+        ("reward.aggregation", "normalize_then_sum", "list several in reward.rewards"),
+        ("reward.scale", float("inf"), "must be a finite number"),
+        ("reward.clip", [1.0, 0.0], "the lower one first"),
+        ("reward.clip", [1.0], "two numbers"),
+        ("reward.overlong.buffer_tokens", 257, "from 0 to rollout.sampling.max_new_tokens=256"),
+        ("reward.overlong.penalty", -1.0, "must be 0 or more"),
+        ("reward.rewards", {"a/b": RewardPartConfig()}, "must not be empty, hold a /"),
+        ("reward.rewards", {"reward": RewardPartConfig()}, "or be 'reward'"),
+        ("reward.rewards", {"a": RewardPartConfig(weight=float("nan"))}, "rewards.a.weight=nan"),
+        ("reward.rewards", {"a": RewardPartConfig(fn="mine.py:f")}, "no such file: mine.py"),
+        ("algorithm.baseline", "group_men", "did you mean group_mean?"),
+        ("algorithm.scale_by", "std", "must be one of batch_std, group_std, none"),
         ("workflow.path", "flow.py:Mine", "no such file: flow.py"),
         ("algorithm.name", "gpro", "did you mean grpo?"),
         ("algorithm.clip_low", 1.5, "from 0 to 1"),
@@ -128,6 +143,12 @@ def test_a_bad_value_is_refused(config: ExperimentConfig, key: str, value: Any, 
         ("data.path", "my_package.data:rows"),
         ("model.device", "cuda:1"),
         ("reward.fn", "package.module:score"),
+        ("reward.fn", "slime:package.module.score"),
+        ("reward.clip", [-1.0, 1.0]),
+        ("reward.overlong.buffer_tokens", 16),
+        ("reward.rewards", {"accuracy": RewardPartConfig(weight=-0.5)}),
+        ("algorithm.baseline", "leave_one_out"),
+        ("algorithm.scale_by", "batch_std"),
     ],
 )
 def test_a_good_value_passes(config: ExperimentConfig, key: str, value: Any) -> None:
@@ -179,3 +200,29 @@ def test_a_system_prompt_needs_a_template(config: ExperimentConfig) -> None:
     config.data.chat_template = False
     with pytest.raises(ConfigError, match=r"data\.chat_template=true"):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"reward.fn": "math"}, "reward.rewards is set, too"),
+        ({"reward.aggregation": "normalize_then_sum", "reward.scale": 2.0}, "they need sum_then_normalize"),
+        ({"reward.aggregation": "normalize_then_sum", "reward.on_failure": "0"}, "a number cannot stand for several"),
+    ],
+)
+def test_several_rewards_do_not_go_with_everything(
+    config: ExperimentConfig, changes: dict[str, Any], expected: str
+) -> None:
+    config.reward.rewards = {"accuracy": RewardPartConfig(), "format": RewardPartConfig()}
+    check_config(config)
+    for key, value in changes.items():
+        assign(config, key, value)
+    with pytest.raises(ConfigError, match=expected):
+        check_config(config)
+
+
+def test_a_group_of_one_needs_a_baseline_of_the_batch(config: ExperimentConfig) -> None:
+    config.rollout.group_size = 1
+    config.algorithm.baseline = "batch_mean"
+    check_config(config)
+    assert config.groups_per_part == config.groups_per_step
