@@ -551,3 +551,27 @@ def test_servers_are_never_lost(events: list[tuple[int, str]]) -> None:
         servers.release(attempt)
     assert servers.next_time({}) < math.inf
     assert servers.choose(now + 1.0 * 16 + 1, {}) is not None
+
+
+def test_one_fault_takes_out_no_server_and_absence_does() -> None:
+    servers = ServerSet([parse_url("http://a/"), parse_url("http://b/")], cooldown_seconds=2.0)
+    a, b = servers.servers
+
+    def fail(number: int, now: float, *, at_once: bool) -> None:
+        attempt = servers.choose(now, {servers.servers[1 - number]: math.inf})
+        assert attempt is not None and attempt.server is servers.servers[number]
+        servers.failed(attempt, "no", now, at_once=at_once)
+        servers.release(attempt)
+
+    fail(0, 0.0, at_once=False)
+    fail(0, 0.0, at_once=False)
+    assert a.out_until is None
+    fail(0, 0.0, at_once=False)
+    fail(1, 1.0, at_once=True)
+    assert (a.out_until, b.out_until) == (2.0, 3.0)
+    assert servers.choose(1.9, {}) is None and servers.next_time({}) == 2.0
+    # Each failed probe doubles the cool-down, up to 16 times the first.
+    for pause in (4.0, 8.0, 16.0, 32.0, 32.0):
+        now = a.out_until or 0.0
+        fail(0, now, at_once=True)
+        assert a.out_until == now + pause
