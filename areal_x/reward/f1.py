@@ -21,7 +21,7 @@ _ALL_OR_NOTHING = (["yes"], ["no"], ["noanswer"])
 @register_reward(
     "f1",
     datasets=("2wikimultihopqa", "hotpot_qa", "hotpotqa", "musique", "nq_open"),
-    extracts="what follows </think>, else the whole completion; boxed_f1: the last \\boxed{}",
+    extracts="the completion without its thought; boxed_f1: the last \\boxed{}",
     returns="word overlap with the nearest gold answer, 0 to 1",
 )
 class F1Reward:

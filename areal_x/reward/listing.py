@@ -11,7 +11,7 @@ from areal_x.reward.registry import LIBRARIES, RewardEntry, list_rewards
 __all__ = ["reward_list", "reward_table"]
 
 _HEADINGS = ("name", "data sets", "extracts", "returns")
-_WIDTHS = (16, 24, 42, 32)
+_WIDTHS = (16, 26, 42, 30)
 """With two blanks between columns, 120 at most."""
 
 
@@ -38,7 +38,7 @@ def reward_table(entries: Iterable[RewardEntry]) -> str:
 
 
 def _lines(row: Sequence[str]) -> list[str]:
-    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, _WIDTHS, strict=True)]
+    cells = [textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in zip(row, _WIDTHS, strict=True)]
     height = max(map(len, cells))
     padded = [cell + [""] * (height - len(cell)) for cell in cells]
     return [

@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import LIBRARIES, is_import_path, load_object, nearest, split_library
 
-__all__ = ["LIBRARIES", "RewardEntry", "get_reward_fn", "list_rewards", "register_reward", "split_library"]
+__all__ = [
+    "LIBRARIES",
+    "ClaimError",
+    "RewardEntry",
+    "get_reward_fn",
+    "list_rewards",
+    "register_reward",
+    "split_library",
+]
 
 RewardFn = Callable[..., Any]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -36,6 +44,7 @@ _BUILTIN_MODULES = (
     "format",
     "geometry3k",
     "gsm8k",
+    "judge",
     "length",
     "math",
     "multiple_choice",
