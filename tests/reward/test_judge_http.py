@@ -1,0 +1,495 @@
+"""The judge against a real server that fails as told: every call and every request is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_faults import FaultServer, chat_reply
+
+from areal_x.api import AsyncRewardWrapper, ConfigError, DataError, RewardError, RewardSample, RewardTimeoutError
+from areal_x.reward import get_reward_fn
+from areal_x.reward.judge import (
+    JudgeDeadlineError,
+    JudgeError,
+    JudgeReplyError,
+    JudgeRequestError,
+    JudgeUnavailableError,
+    LLMJudge,
+)
+
+KEY = "sekret-0123456789-abcdef"
+KINDS = {
+    "429": "http_429", "429;Retry-After=0.02": "http_429", "500": "http_5xx", "503": "http_5xx", "408": "http_408",
+    "409": "http_409", "reset": "reset", "cut": "truncated", "truncated": "truncated", "no_json": "truncated",
+    "never": "timeout", "drip": "timeout",
+}  # fmt: skip
+"""Injected faults that may pass, and what the judge counts them as."""
+
+
+@pytest.fixture(autouse=True)
+def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+
+def answer_number(body: Any) -> Any:
+    return chat_reply("Fine.\nScore: 7")
+
+
+def make(server: FaultServer | str, **options: Any) -> LLMJudge:
+    url = server if isinstance(server, str) else f"{server.url}/v1"
+    defaults: dict[str, Any] = {
+        "parser": "number",
+        "timeout_seconds": 0.4,
+        "deadline_seconds": 8.0,
+        "backoff_seconds": 0.01,
+    }
+    return LLMJudge(model="stub", base_url=url, api_key_env="JUDGE_KEY", **{**defaults, **options})
+
+
+async def gather(judge: LLMJudge, num_calls: int, **columns: Any) -> list[Any]:
+    calls = [judge(prompt="2+2?", completions=f"answer {number}", **columns) for number in range(num_calls)]
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def check_accounts(judge: LLMJudge) -> dict[str, float]:
+    """Every call and every request ended in exactly one way."""
+    found = judge.metrics()
+    assert found["calls"] == found["answered"] + found["failed"] + found["cancelled"] and found["in_flight"] == 0
+    faults = sum(value for name, value in found.items() if name.startswith("fault/"))
+    assert found["requests"] == found["replies"] + faults + found.get("requests_cancelled", 0)
+    return found
+
+
+async def test_every_injected_fault_is_seen_and_every_call_is_answered() -> None:
+    script: list[str | None] = [fault for fault in KINDS for _ in range(4)]
+    script = [fault for index, fault in enumerate(script) for fault in ([fault, None] if index % 3 else [fault])]
+    async with FaultServer(answer_number, script) as server:
+        judge = make(server, max_concurrent=16, max_attempts=12)
+        results = await gather(judge, 120)
+        await judge.close()
+        found = check_accounts(judge)
+        expected = Counter[str]()
+        for fault, count in server.injected.items():
+            expected[KINDS[fault]] += count
+        observed = {name.removeprefix("fault/"): int(value) for name, value in found.items() if name[:6] == "fault/"}
+        print(f"\ninjected {dict(server.injected)}\nexpected {dict(expected)}\nobserved {observed}")
+        assert observed == dict(expected) and set(server.injected) == set(KINDS) and expected.total() == 48
+        assert {kind: found[f"retry/{kind}"] for kind in expected} == expected
+        assert [result.value for result in results] == [0.7] * 120
+        assert found["requests"] == len(server.seen) == 120 + 48 and found["answered"] == 120
+        assert server.num_at_once <= 16
+
+
+async def test_a_key_is_sent_and_a_verdict_comes_through_the_wrapper() -> None:
+    async with FaultServer(answer_number) as server:
+        judge = make(server, rubric="Be right.", price_per_million={"prompt": 2.0, "completion": 10.0})
+        wrapper = AsyncRewardWrapper(judge, timeout_seconds=0.001)
+        await wrapper.start()
+        outcome = await wrapper.outcome("2+2?", "4", [1], [2], answer="4")
+        assert (outcome.status, outcome.value, outcome.parts) == ("ok", 0.7, {"score": 7.0})
+        await wrapper.close()
+        (seen,) = server.seen
+        assert seen.path == "/v1/chat/completions" and seen.headers["Authorization"] == f"Bearer {KEY}"
+        assert "Be right." in seen.body["messages"][0]["content"] and "4" in seen.body["messages"][1]["content"]
+        found = wrapper.metrics()
+        assert found["cost"] == pytest.approx((100 * 2 + 5 * 10) / 1e6) and found["prompt_tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("Retry-After=0.3", 0.3), ("retry-after-ms=200", 0.2), ("Retry-After=date+2", 0.9)]
+)
+async def test_the_server_s_wish_to_wait_is_honoured(header: str, seconds: float) -> None:
+    async with FaultServer(answer_number, [f"429;{header}"]) as server:
+        judge = make(server)
+        assert (await judge(prompt="q", completions="a")).value == 0.7
+        assert server.seen[1].at - server.seen[0].at >= seconds
+        await judge.close()
+
+
+async def test_a_wait_beyond_the_deadline_ends_the_call_at_once() -> None:
+    async with FaultServer(answer_number, ["429;Retry-After=100"]) as server:
+        judge = make(server)
+        with pytest.raises(JudgeDeadlineError, match=r"deadline_seconds=8 .*asks to wait 100 s"):
+            await asyncio.wait_for(judge(prompt="q", completions="a"), 2.0)
+        await judge.close()
+        assert len(server.seen) == 1 and check_accounts(judge)["failed"] == 1
+
+
+@pytest.mark.parametrize("fault", ["never", "drip"])
+async def test_the_deadline_holds_and_is_a_timeout(fault: str) -> None:
+    async with FaultServer(answer_number, dict.fromkeys(range(99), fault)) as server:
+        judge = make(server, deadline_seconds=0.7)
+        outcome = await AsyncRewardWrapper(judge).outcome("q", "a")
+        assert outcome.status == "timeout" and "deadline_seconds=0.7" in str(outcome.error)
+        assert outcome.seconds < 2.0
+        await judge.close()
+        assert check_accounts(judge)["fault/timeout"] == len(server.seen) == 2
+
+
+async def test_waiting_for_a_place_is_not_work_but_is_bounded() -> None:
+    async with FaultServer(answer_number, delay_seconds=0.1) as server:
+        judge = make(server, max_concurrent=1, deadline_seconds=0.3)
+        results = await gather(judge, 8)
+        assert [result.value for result in results] == [0.7] * 8
+        await judge.close()
+        impatient = make(server, max_concurrent=1, max_wait_seconds=0.15)
+        errors = [result for result in await gather(impatient, 6) if isinstance(result, Exception)]
+        assert errors and all(isinstance(error, JudgeDeadlineError) for error in errors)
+        assert "max_wait_seconds=0.15" in str(errors[0])
+        await impatient.close()
+        assert check_accounts(impatient)["failed"] == len(errors)
+
+
+async def test_attempts_are_bounded() -> None:
+    async with FaultServer(answer_number, dict.fromkeys(range(99), "500")) as server:
+        judge = make(server, max_attempts=3)
+        with pytest.raises(JudgeUnavailableError, match=r"'stub' at .* no reply in 3 attempts \(3 x http_5xx"):
+            await judge(prompt="q", completions="a")
+        await judge.close()
+        assert len(server.seen) == 3 and check_accounts(judge)["retry/http_5xx"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("400", "'stub' at http.*check the model"),
+        ("401|Incorrect API key provided: " + KEY, r"'stub'.*\*\*\*.*check the key in JUDGE_KEY"),
+        ("403", "what the key in JUDGE_KEY may use"),
+        ("404|The model `stub` does not exist", "does not exist; check model and base_url"),
+        ("422", "422"),
+    ],
+)
+async def test_what_cannot_pass_is_not_tried_again_and_names_the_fix(fault: str, words: str) -> None:
+    async with FaultServer(answer_number, dict.fromkeys(range(9), fault)) as server:
+        judge = make(server)
+        with pytest.raises(JudgeRequestError, match=words):
+            await judge(prompt="q", completions="a")
+        await judge.close()
+        assert len(server.seen) == 1 and check_accounts(judge)["failed"] == 1
+
+
+async def test_a_redirect_is_not_followed_and_the_key_stays() -> None:
+    async with FaultServer(answer_number) as other:
+        target = other.url.replace("127.0.0.1", "localhost")
+        for status in (301, 302, 307, 308):
+            async with FaultServer(answer_number, [f"{status};Location={target}/v1/chat/completions?x=1"]) as server:
+                judge = make(server)
+                with pytest.raises(JudgeRequestError, match=f"{status}.* to http://localhost; set base_url"):
+                    await judge(prompt="q", completions="a")
+                await judge.close()
+        assert other.seen == []
+
+
+async def test_nobody_there() -> None:
+    async with FaultServer(answer_number) as gone:
+        url = f"{gone.url}/v1"
+    judge = make(url, max_attempts=2)
+    with pytest.raises(JudgeUnavailableError, match="2 x connect"):
+        await judge(prompt="q", completions="a")
+    await judge.close()
+    unknown = make("http://judge.invalid/v1", max_attempts=2, timeout_seconds=5.0)
+    with pytest.raises(JudgeUnavailableError, match="2 x dns"):
+        await unknown(prompt="q", completions="a")
+    await unknown.close()
+    assert check_accounts(unknown)["fault/dns"] == 2
+
+
+@pytest.mark.parametrize("text", ["Score: 11", "no idea", "", None, "On a scale of 0 to 10."])
+async def test_a_reply_without_a_verdict_is_an_error_and_no_number(text: str | None) -> None:
+    async with FaultServer(lambda body: chat_reply(text)) as server:
+        judge = make(server)
+        outcome = await AsyncRewardWrapper(judge).outcome("q", "a")
+        assert (outcome.status, outcome.value) == ("error", None) and "JudgeReplyError" in str(outcome.error)
+        await judge.close()
+        found = check_accounts(judge)
+        assert (len(server.seen), found["failed"], found["replies"]) == (1, 1, 1)
+
+
+async def test_empty_choices_and_cut_replies_are_errors() -> None:
+    async with FaultServer(lambda body: chat_reply("Score: 1", finish_reason="length"), ["empty"]) as server:
+        judge = make(server)
+        results = await gather(judge, 2)
+        assert all(isinstance(result, JudgeReplyError) for result in results)
+        assert {"no choices" in str(result) for result in results} == {True, False}
+        await judge.close()
+
+
+async def test_structured_output_is_asked_for_and_given_up_once_refused() -> None:
+    def answer(body: Any) -> Any:
+        return chat_reply('{"reason": "so", "score": 5}')
+
+    async with FaultServer(answer) as server:
+        judge = make(server, parser="json")
+        result = await judge(prompt="q", completions="a")
+        assert result.value == 0.5 and result.metadata == {"judge_reason": "so"}
+        schema = server.seen[0].body["response_format"]["json_schema"]
+        assert schema["strict"] and schema["schema"]["required"] == ["reason", "score"]
+        await judge.close()
+    async with FaultServer(answer, ["400|response_format is not supported"]) as server:
+        judge = make(server, parser="json")
+        for completion in ("a", "b", "c"):
+            assert (await judge(prompt="q", completions=completion)).value == 0.5
+        assert ["response_format" in seen.body for seen in server.seen] == [True, False, False, False]
+        await judge.close()
+        assert check_accounts(judge)["fault/format_refused"] == 1
+    async with FaultServer(answer, ["400|too long", "400|too long"]) as server:
+        judge = make(server, parser="json")
+        with pytest.raises(JudgeRequestError, match="too long"):
+            await judge(prompt="q", completions="a")
+        assert (await judge(prompt="q", completions="b")).value == 0.5
+        assert "response_format" in server.seen[2].body
+        await judge.close()
+        check_accounts(judge)
+
+
+async def test_equal_questions_share_a_call_and_one_waiter_may_leave() -> None:
+    async with FaultServer(answer_number, delay_seconds=0.1) as server:
+        judge = make(server)
+        tasks = [asyncio.create_task(judge(prompt="q", completions="same")) for _ in range(6)]
+        await asyncio.sleep(0.05)
+        tasks[0].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [result.value for result in results[1:]] == [0.7] * 5 and tasks[0].cancelled()
+        found = check_accounts(judge)
+        assert (len(server.seen), found["shared"], found["cancelled"], found["answered"]) == (1, 5, 1, 5)
+        lonely = asyncio.create_task(judge(prompt="q", completions="other"))
+        await asyncio.sleep(0.05)
+        lonely.cancel()
+        await asyncio.wait([lonely])
+        await judge.close()
+        assert check_accounts(judge)["requests_cancelled"] == 1
+
+
+async def test_replies_are_kept_on_disk_by_all_that_matters(tmp_path: Path) -> None:
+    cache = str(tmp_path / "judge.sqlite")
+    async with FaultServer(answer_number) as server:
+        for options, num_requests in (
+            ({}, 2), ({}, 0), ({"rubric": "new"}, 2), ({"sampling": {"temperature": 1}}, 2), ({"scale": [0, 20]}, 2),
+            ({"votes": 2, "sampling": {"temperature": 0.0, "max_tokens": 1024}}, 2), ({"normalize": False}, 0),
+        ):  # fmt: skip
+            before = len(server.seen)
+            judge = make(server, cache=cache, **options)
+            results = await gather(judge, 2)
+            assert not [result for result in results if isinstance(result, Exception)]
+            await judge.close()
+            assert len(server.seen) - before == num_requests, options
+            assert check_accounts(judge).get("cache_hits", 0) == 2 * options.get("votes", 1) - num_requests  # type: ignore[call-overload]
+
+
+async def test_a_reply_without_a_verdict_is_not_kept(tmp_path: Path) -> None:
+    texts = iter(["no idea", "Score: 3"])
+    async with FaultServer(lambda body: chat_reply(next(texts))) as server:
+        judge = make(server, cache=str(tmp_path / "c"))
+        with pytest.raises(JudgeReplyError):
+            await judge(prompt="q", completions="a")
+        assert (await judge(prompt="q", completions="a")).value == 0.3
+        await judge.close()
+        assert len(server.seen) == 2
+
+
+async def test_votes() -> None:
+    texts = ["Score: 2", "Score: 2", "Score: 8", "what", "Score: 4"]
+    for options, expected in (
+        ({"votes": 3}, 0.4), ({"votes": 3, "aggregate": "majority"}, 0.2), ({"votes": 3, "aggregate": "median"}, 0.2),
+        ({"votes": 5, "min_votes": 4}, 0.4), ({"votes": 5}, JudgeReplyError),
+    ):  # fmt: skip
+        replies = iter(texts)
+        async with FaultServer(lambda body, replies=replies: chat_reply(next(replies))) as server:
+            judge = make(server, max_concurrent=1, **options)  # type: ignore[arg-type]
+            (result,) = await gather(judge, 1)
+            await judge.close()
+            assert len(server.seen) == options["votes"] and server.seen[0].body["temperature"] == 0.7
+            if isinstance(expected, float):
+                assert result.value == pytest.approx(expected) and "agreement" in result.parts
+            else:
+                assert isinstance(result, expected) and "4 of 5 votes came, 5 are needed" in str(result)
+
+
+def longer_wins(body: Any) -> Any:
+    """A judge that prefers the longer answer, and of equally long ones the first shown."""
+    text = body["messages"][1]["content"]
+    first, second = (text.split(f"<answer_{x}>\n")[1].split(f"\n</answer_{x}>")[0] for x in "AB")
+    return chat_reply(json.dumps({"reason": "", "winner": "A" if len(first) >= len(second) else "B"}))
+
+
+async def test_pairwise_counts_wins_in_both_orders() -> None:
+    async with FaultServer(longer_wins) as server:
+        judge = make(server, mode="pairwise", parser="json")
+        assert judge.is_group_reward
+        wrapper = AsyncRewardWrapper(judge)
+        texts = ["four", "seven77", "1", "4444", "four"]
+        outcomes = await wrapper.group_outcomes([RewardSample("q", text) for text in texts])
+        assert [outcome.value for outcome in outcomes] == pytest.approx([0.5, 1.0, 0.0, 0.5, 0.5])
+        assert outcomes[1].parts == {"order_agreement": 1.0} and outcomes[3].parts["order_agreement"] == 0.5
+        (alone,) = await wrapper.group_outcomes([RewardSample("q", "alone")])
+        assert alone.status == "not_applicable"
+        await judge.close()
+        # Five texts, ten pairs, of which one holds equal texts; pairs with a text that is there twice are asked once.
+        assert len(server.seen) == len({json.dumps(seen.body) for seen in server.seen}) == 12
+        check_accounts(judge)
+
+
+async def test_pairwise_against_a_reference() -> None:
+    async with FaultServer(longer_wins) as server:
+        judge = make(server, mode="pairwise", parser="json", reference="gold")
+        wrapper = AsyncRewardWrapper(judge)
+        wrapper.check_columns(["prompt", "gold"], "prompt")
+        with pytest.raises(DataError, match="gold"):
+            wrapper.check_columns(["prompt"], "prompt")
+        samples = [RewardSample("q", text, data={"gold": "golden"}) for text in ("a", "golden", "much longer")]
+        assert [outcome.value for outcome in await wrapper.group_outcomes(samples)] == [0.0, 0.5, 1.0]
+        assert len(server.seen) == 4
+        (bad,) = await wrapper.group_outcomes([RewardSample("q", "a", data={"gold": None})])
+        assert bad.status == "error" and "'gold' is no text" in str(bad.error)
+        await judge.close()
+
+
+def rank_by_length(body: Any) -> Any:
+    text = body["messages"][1]["content"]
+    shown = [part.split("\n</answer")[0].split(">\n", 1)[1] for part in text.split("<answer_")[1:]]
+    best_first = sorted(range(len(shown)), key=lambda k: -len(shown[k]))
+    return chat_reply(json.dumps({"ranking": [k + 1 for k in best_first]}))
+
+
+async def test_ranking_shows_each_text_once_in_changing_orders() -> None:
+    async with FaultServer(rank_by_length) as server:
+        judge = make(server, mode="ranking", parser="json", votes=4)
+        wrapper = AsyncRewardWrapper(judge)
+        texts = ["aaa", "a", "aa", "aaaa", "aa", "aaaaa"]
+        outcomes = await wrapper.group_outcomes([RewardSample("q", text) for text in texts])
+        assert [outcome.value for outcome in outcomes] == [0.5, 0.0, 0.25, 0.75, 0.25, 1.0]
+        assert len({seen.body["messages"][1]["content"] for seen in server.seen}) > 1 and len(server.seen) == 4
+        same = await wrapper.group_outcomes([RewardSample("q", "b")] * 3)
+        assert [outcome.value for outcome in same] == [0.5] * 3 and len(server.seen) == 4
+        await judge.close()
+    async with FaultServer(lambda body: chat_reply('{"ranking": [1, 1, 2]}')) as server:
+        judge = make(server, mode="ranking", parser="json")
+        outcomes = await AsyncRewardWrapper(judge).group_outcomes([RewardSample("q", text) for text in "abc"])
+        assert [outcome.status for outcome in outcomes] == ["error"] * 3
+        await judge.close()
+
+
+async def test_limits_per_minute_are_shared_by_the_judges_of_a_model() -> None:
+    async with FaultServer(answer_number) as server:
+        limits = {"requests_per_minute": 1200, "tokens_per_minute": 2_000_000, "max_concurrent": 50}
+        one, other = make(server, **limits), make(server, rubric="other", **limits)
+        results = await asyncio.gather(gather(one, 20), gather(other, 20))
+        assert all(result.value == 0.7 for part in results for result in part)
+        moments = sorted(seen.at for seen in server.seen)
+        assert moments[39] - moments[0] > 0.7  # 20 at once, then 20 more at nearly 20 a second.
+        with pytest.raises(ConfigError, match="different limits"):
+            await make(server, requests_per_minute=10).start()
+        await one.close()
+        assert (await other(prompt="q", completions="still open")).value == 0.7
+        await other.close()
+        assert check_accounts(one)["wait_seconds"] + check_accounts(other)["wait_seconds"] > 1.0
+
+
+async def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """Not in representations, errors and what hangs on them, logs, metrics, nor the cache's files."""
+    caplog.set_level(logging.DEBUG)
+    asyncio.get_running_loop().set_debug(True)
+    script = [
+        f"500|{KEY}",
+        f"401|bad key {KEY}",
+        "reset",
+        f"429;Retry-After=0.01|{KEY}",
+        f"302;Location=http://h/?k={KEY}",
+    ]
+    texts: list[str] = []
+    async with FaultServer(answer_number, script) as server:
+        judge = make(server, cache=str(tmp_path / "cache.sqlite"), max_concurrent=1)
+        wrapper = AsyncRewardWrapper(judge)
+        for number in range(4):
+            texts.append(repr(await wrapper.outcome("q", f"a{number}")))
+            try:
+                await judge(prompt="q", completions=f"b{number}")
+            except JudgeError as error:
+                texts += traceback.format_exception(error)
+                link: BaseException | None = error
+                while link is not None:
+                    texts += [repr(link), repr(vars(link)), *map(str, getattr(link, "__notes__", ()))]
+                    assert not hasattr(link, "request")
+                    link = link.__cause__ or link.__context__
+        texts += [repr(judge), str(vars(judge)), repr(judge.metrics()), repr(judge._endpoint), repr(wrapper)]
+        await judge.close()
+    assert Counter(seen.headers["Authorization"] for seen in server.seen) == {f"Bearer {KEY}": len(server.seen)}
+    assert server.injected.total() == len(script)
+    texts += [record.getMessage() + str(record.exc_text) for record in caplog.records]
+    files = [file.read_bytes() for file in tmp_path.iterdir()]
+    assert files and not [data for data in files if KEY.encode() in data]
+    assert not [text for text in texts if KEY in text]
+
+
+async def test_a_key_that_is_missing_or_broken_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "  ", "two words", "line\nbreak", "schlüssel"):
+        monkeypatch.setenv("JUDGE_KEY", value)
+        with pytest.raises(ConfigError, match="JUDGE_KEY") as caught:
+            await make("http://127.0.0.1:9/v1").start()
+        assert not value.strip() or value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "singel"}, "single"), ({"parser": "xml"}, "json, number"), ({"parser": "choice"}, "choices"),
+        ({"parser": "regex"}, "pattern"), ({"parser": "regex", "pattern": "("}, "regular expression"),
+        ({"parser": "regex", "pattern": "x"}, "no group"), ({"pattern": "(x)"}, "pattern goes with"),
+        ({"choices": {"a": 1, "b": 0}}, "choices goes with"), ({"scale": [5, 1]}, "lower number first"),
+        ({"prompt": "Judge {response}"}, r"does not hold \{completion\}"),
+        ({"prompt": "{completion.x}"}, "plain names"),
+        ({"prompt": "{completion} {completions}"}, "does not go with"), ({"rubric": 3}, "rubric"),
+        ({"base_url": "127.0.0.1:8000"}, "base_url"), ({"base_url": "http://u:p@h/v1"}, "host h holds a user"),
+        ({"api_key_env": "sk-live-123"}, "api_key_env is not the name"), ({"model": ""}, "model"),
+        ({"max_concurrent": 0}, "max_concurrent"), ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"votes": 0}, "votes"), ({"min_votes": 2}, "min_votes"), ({"aggregate": "max"}, "majority"),
+        ({"sampling": {"model": "x"}}, "sampling.model"), ({"sampling": 3}, "sampling"),
+        ({"timeout_seconds": 0}, "timeout_seconds"), ({"deadline_seconds": float("inf")}, "deadline_seconds"),
+        ({"price_per_million": {"input": 1}}, "prompt and completion"), ({"reference": "gold"}, "pairwise"),
+        ({"mode": "pairwise", "parser": "number"}, "json, choice"), ({"mode": "ranking", "parser": "regex"}, "json"),
+        ({"temprature": 0}, "temprature"), ({"votess": 3}, "votes"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        get_reward_fn("judge", **{"model": "stub", "base_url": "http://127.0.0.1:9/v1", "parser": "number", **options})
+    assert "sk-live-123" not in str(caught.value) and "u:p" not in str(caught.value)
+
+
+def test_columns_of_the_template_must_be_in_the_data() -> None:
+    judge = make("http://127.0.0.1:9/v1", prompt="{prompt} {answer} {completion} {rubric}", system="{level} {format}")
+    wrapper = AsyncRewardWrapper(judge)
+    wrapper.check_columns(["question", "answer", "level"], "question")
+    with pytest.raises(DataError, match="'level'"):
+        wrapper.check_columns(["question", "answer"], "question")
+
+
+async def test_too_many_connections_for_the_process_are_told() -> None:
+    with pytest.raises(ConfigError, match="ulimit"):
+        await make("http://127.0.0.1:9/v1", max_concurrent=100_000_000).start()
+
+
+async def test_a_closed_judge_opens_again_and_closing_ends_what_is_under_way() -> None:
+    async with FaultServer(answer_number, {1: "never"}) as server:
+        judge = make(server, timeout_seconds=30.0, deadline_seconds=60.0)
+        assert (await judge(prompt="q", completions="a")).value == 0.7
+        hanging = asyncio.create_task(judge(prompt="q", completions="b"))
+        while len(server.seen) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(judge.close(), 2.0)
+        await asyncio.wait([hanging], timeout=2.0)
+        assert hanging.done()
+        assert (await judge(prompt="q", completions="c")).value == 0.7
+        await judge.close()
+        check_accounts(judge)
+
+
+def test_errors_are_rewards_errors() -> None:
+    assert issubclass(JudgeError, RewardError) and issubclass(JudgeDeadlineError, RewardTimeoutError)
