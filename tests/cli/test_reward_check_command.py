@@ -103,6 +103,26 @@ def test_the_command_as_a_process(data: str) -> None:
     assert "error: cannot_start" in out and error == ""
 
 
+TYPED = """
+import asyncio
+from areal_x.launch.reward_check import check_reward_function
+
+def typed(completions, answer):
+    return float(completions == answer)
+
+async def cell():
+    return check_reward_function(typed, [{"prompt": "1+1", "answer": "2 of them"}], workers=1)
+
+report = asyncio.run(cell())
+print(report.findings, report.scores)
+"""
+
+
+def test_a_function_typed_at_a_prompt() -> None:
+    result = subprocess.run([sys.executable, "-c", TYPED], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.stdout, result.stderr) == ("[] [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]\n", "")
+
+
 def test_an_interrupt_ends_it_and_its_workers(data: str) -> None:
     process = start(data, "slow")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

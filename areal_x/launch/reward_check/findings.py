@@ -214,7 +214,7 @@ def _differing(report: RewardReport) -> Iterator[Finding]:
             f"{len(report.runs.outcomes)} runs",
             "return the results in the order of the samples, whatever that is (it changes from run to run)"
             if report.is_group
-            else "look for chance, time, the order of a set, and state that calls leave behind (a run has its own order)",
+            else "look for chance, time, the order of a set, and state that calls leave behind (runs differ in order)",
         )
 
 

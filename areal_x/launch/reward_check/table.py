@@ -98,20 +98,20 @@ def _outcomes(report: RewardReport) -> RenderableType:
 
 
 def _traces(report: RewardReport) -> Iterator[RenderableType]:
-    """The first traceback of each kind of failure."""
-    for status in ("crash", "error"):
-        for outcomes in report.runs.outcomes:
-            index = next((i for i, o in enumerate(outcomes) if o.status == status and "\n" in str(o.error)), None)
-            if index is None:
-                continue
-            lines = str(outcomes[index].error).strip().splitlines()
-            if len(lines) > _SHOWN_TRACE_LINES:
-                half = _SHOWN_TRACE_LINES // 2
-                lines = [*lines[:half], "...", *lines[-half:]]
-            head = Text(f"first {status}: {_name(report, index)}", style="bold")
-            trace = Text("\n".join(clipped(line, 300) for line in lines), style="red")
-            yield Group(head, _texts(report, index), Padding(trace, (0, 0, 0, 2)))
-            break
+    """The first sample of each kind of failure, with its traceback where there is one."""
+    for status in ("timeout", "crash", "error"):
+        failed = (i for run in report.runs.outcomes for i, outcome in enumerate(run) if outcome.status == status)
+        index = next(failed, None)
+        if index is None:
+            continue
+        error = next(str(run[index].error) for run in report.runs.outcomes if run[index].status == status)
+        lines = error.strip().splitlines()
+        if len(lines) > _SHOWN_TRACE_LINES:
+            half = _SHOWN_TRACE_LINES // 2
+            lines = [*lines[:half], "...", *lines[-half:]]
+        head = Text(f"first {status}: {_name(report, index)}", style="bold")
+        trace = Text("\n".join(clipped(line, 300) for line in lines), style="red")
+        yield Group(head, _texts(report, index), Padding(trace, (0, 0, 0, 2)))
 
 
 def _name(report: RewardReport, index: int) -> str:
