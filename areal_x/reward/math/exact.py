@@ -1,4 +1,4 @@
-"""Decides the plain cases as Math-Verify does, without SymPy: numbers, fractions, letters, equal texts.
+r"""Decides the plain cases as Math-Verify does, without SymPy: numbers, roots, multiples of pi, tuples of them, words.
 
 Each rule here is one that Math-Verify's own verdict follows from; what no rule covers is left to it.
 """
@@ -6,7 +6,9 @@ Each rule here is one that Math-Verify's own verdict follows from; what no rule 
 from __future__ import annotations
 
 import functools
+import math
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 __all__ = ["compare"]
@@ -14,10 +16,41 @@ __all__ = ["compare"]
 _INTEGER = re.compile(r"[-+]?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})", re.ASCII)
 _DECIMAL = re.compile(r"-?(?:\d{1,8}|\d{1,3}(?:,\d{3}){1,2})\.\d{1,6}|-?\.\d{1,6}", re.ASCII)
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d{1,9})\}\{(-?\d{1,9})\}", re.ASCII)
-_AROUND = re.compile(r"(?:([xyzabkmnABCMNPQRSTXYZ])\s*=\s*)?([^=]*?)(?:\^\{?\\circ\}?)?", re.DOTALL)
+_FACTORS = r"(\d{1,5})?(?:\\sqrt\{(\d{1,5})\})?(\\pi)?"
+_OVER = re.compile(rf"(-?)\\frac\{{{_FACTORS}\}}\{{(\d{{1,5}})\}}(?:\\sqrt\{{(\d{{1,5}})\}})?(\\pi)?", re.ASCII)
+_PRODUCT = re.compile(rf"(-?){_FACTORS}", re.ASCII)
+_ASSIGNED = re.compile(r"(?:([xyzabkmnABCMNPQRSTXYZ])\s*=\s*)?([^=]*?)(?:\^\{?\\circ\}?)?", re.DOTALL)
 _WORD = re.compile(r"\\text\{([A-Za-z]+)\}|([ABCFGHJKLMNPQRSTUVWXYZ])")
-_FAR_APART = Fraction(1, 10**5)
+_TUPLE = re.compile(r"([(\[])([^][()|;]*)([)\]])")
+_DIGITS_APART = re.compile(r"\d\s+\d")
+_FAR_APART = 1e-5
 """Math-Verify rounds decimals to six places: beyond this distance it calls no two numbers equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """The number ``sign * sqrt(square) * pi ** pi_power``."""
+
+    sign: int
+    square: Fraction
+    pi_power: int = 0
+    is_decimal: bool = False
+
+    def __float__(self) -> float:
+        return self.sign * math.sqrt(self.square) * math.pi**self.pi_power
+
+    def equals(self, other: _Value) -> bool | None:
+        """Whether Math-Verify calls them equal; None where its rounding decides."""
+        exact = (self.sign, self.square, self.pi_power if self.sign else 0)
+        if exact == (other.sign, other.square, other.pi_power if other.sign else 0):
+            return True
+        a, b = float(self), float(other)
+        is_rational = not (self.is_decimal or other.is_decimal) and self._is_rational() and other._is_rational()
+        return False if is_rational or abs(a - b) > _FAR_APART * max(1.0, abs(a) * 1e-3) else None
+
+    def _is_rational(self) -> bool:
+        top, bottom = self.square.numerator, self.square.denominator
+        return self.pi_power == 0 and math.isqrt(top) ** 2 == top and math.isqrt(bottom) ** 2 == bottom
 
 
 def compare(gold: str, answer: str) -> bool | None:
@@ -26,17 +59,37 @@ def compare(gold: str, answer: str) -> bool | None:
         return True if gold else None
     a, b = _number(gold), _number(answer)
     if a is not None and b is not None:
-        if a[2] is not None and b[2] is not None and a[2] != b[2]:
-            return None
-        if a[0] == b[0]:
-            return True
-        if not (a[1] or b[1]) or abs(a[0] - b[0]) > _FAR_APART:
-            return False
-        return None
+        variables_differ = a[1] is not None and b[1] is not None and a[1] != b[1]
+        return None if variables_differ else a[0].equals(b[0])
     words = _word(gold) if a is None else None, _word(answer) if b is None else None
     if words[0] and words[1]:
         return words[0] == words[1]
-    return False if (a and words[1]) or (b and words[0]) else None
+    if (a and words[1]) or (b and words[0]):
+        return False
+    return _compare_tuples(gold, answer)
+
+
+def _compare_tuples(gold: str, answer: str) -> bool | None:
+    """Tuples and intervals of plain numbers, in brackets of the same kind."""
+    a, b = _TUPLE.fullmatch(gold), _TUPLE.fullmatch(answer)
+    if a is None or b is None or (a.group(1), a.group(3)) != (b.group(1), b.group(3)):
+        return None
+    golds, answers = ([_number(part.strip()) for part in side.group(2).split(",")] for side in (a, b))
+    if len(golds) != len(answers) or len(golds) < 2:
+        return None
+    verdicts = []
+    for one, other in zip(golds, answers, strict=True):
+        if one is None or other is None or one[1] is not None or other[1] is not None:
+            return None
+        verdicts.append(one[0].equals(other[0]))
+    if len(golds) == 2 and not (_ascending(golds) and _ascending(answers)):
+        return None  # It may have been read as an interval that is empty.
+    return None if None in verdicts else all(verdicts)
+
+
+def _ascending(pair: list[tuple[_Value, str | None] | None]) -> bool:
+    low, high = pair
+    return low is not None and high is not None and float(low[0]) < float(high[0])
 
 
 def _word(text: str) -> str | None:
@@ -45,19 +98,37 @@ def _word(text: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _number(text: str) -> tuple[Fraction, bool, str | None] | None:
-    """Value of a number, whether it is a decimal, and the variable that it is assigned to."""
-    around = _AROUND.fullmatch(text)
-    if around is None:
+def _number(text: str) -> tuple[_Value, str | None] | None:
+    """A plain number, and the variable that it is assigned to."""
+    assigned = _ASSIGNED.fullmatch(text)
+    if assigned is None or len(text) > 100:
         return None
-    variable, body = around.groups()
-    body = body.strip()
-    if _INTEGER.fullmatch(body):
-        return Fraction(body.replace(",", "")), False, variable
-    if _DECIMAL.fullmatch(body):
-        return Fraction(body.replace(",", "")), True, variable
+    variable, body = assigned.group(1), assigned.group(2).strip()
     fraction = _FRACTION.fullmatch(body)
-    if fraction is None or int(fraction.group(3)) == 0:
+    if _INTEGER.fullmatch(body) or _DECIMAL.fullmatch(body):
+        rational = Fraction(body.replace(",", ""))
+    elif fraction is not None and int(fraction.group(3)) != 0:
+        rational = Fraction(int(fraction.group(2)), int(fraction.group(3)))
+        rational = -rational if fraction.group(1) else rational
+    else:
+        value = None if fraction is not None or _DIGITS_APART.search(body) else _product("".join(body.split()))
+        return None if value is None else (value, variable)
+    return _Value((rational > 0) - (rational < 0), rational**2, 0, "." in body), variable
+
+
+def _product(text: str) -> _Value | None:
+    r"""The value of ``k\sqrt{n}\pi`` and of ``\frac{k\sqrt{n}\pi}{m}``."""
+    over = _OVER.fullmatch(text)
+    if over is not None:
+        sign, number, root, pi, bottom, outer_root, outer_pi = over.groups()
+        if int(bottom) == 0 or not (number or root or pi):
+            return None
+    else:
+        product = _PRODUCT.fullmatch(text)
+        if product is None or not any(product.groups()[1:]):
+            return None
+        (sign, number, root, pi), bottom, outer_root, outer_pi = product.groups(), "1", None, None
+    factor = Fraction(int(number or 1), int(bottom)) ** 2 * int(root or 1) * int(outer_root or 1)
+    if factor == 0:
         return None
-    value = Fraction(int(fraction.group(2)), int(fraction.group(3)))
-    return (-value if fraction.group(1) else value), False, variable
+    return _Value(-1 if sign else 1, factor, bool(pi) + bool(outer_pi))

@@ -19,16 +19,24 @@ _SCAN = 50
 """Math-Verify looks for the answer at most this far behind the word."""
 _REGION = 400
 _LAST_RESORT = 20_000
-_BETWEEN_BOXES = re.compile(r"[\s$.\\()\[\]]*(?:[,;]|,?\s*\b(?:and|or)\b)[\s$.\\()\[\]]*")
+_BETWEEN_LENGTH = 70
+_BETWEEN_NOISE = re.compile(r"\\(?:quad|qquad|text|mathrm|left|right)\b|\\[ ,;!()\[\]]|[\s$.:~{}()\[\]=*]+")
+_BETWEEN_WORD = re.compile(r"and|or|for|part|case|the|is|[,;]|[A-Za-z](?:_?\d+)?")
+_CONNECTIVES = {"and", "or", ",", ";"}
+_PERCENT = re.compile(r"(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*(?:\\?%|\\text\s*\{\s*percent\s*\}|percent|pct)")
 _MATH = re.compile(r"[0-9$]|\\[(\[]|\\[dt]?frac")
 _NUMBER = r"(-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]{1,6})?)"
+_MATH_ALONE = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MATH_AT_END = re.compile(rf"(?:\A|(?<![$)\]])[\s:])(?:{_MATH_ALONE.pattern})[.!\s]*\Z", re.DOTALL)
+_JOINED_BEFORE = re.compile(r"(?:\$|\\\)|\\\])\s*(?:,?and|,?or|,)\s*\Z|\$\Z")
 _PLAIN_ANCHOR = re.compile(
-    r"(?:final )?answer(?:\s+is)?:?\s*(?:\*\*)?\s?(?:\$" + _NUMBER + r"\$|\\\(" + _NUMBER + r"\\\)|" + _NUMBER + r")"
-    r"(?:\*\*)?\.?\s*",
-    re.IGNORECASE,
+    rf"answer(?:\s+is)?:?\s*(?:\*\*)?\s?(?:{_MATH_ALONE.pattern}|\$?{_NUMBER})(?:\*\*)?\.?(?![0-9%])[^0-9=$\\%]*",
+    re.IGNORECASE | re.DOTALL,
 )
-_PLAIN_END = re.compile(r"(?:[A-Za-z][,:]?\s|=\s?|^)\s*" + _NUMBER + r"(?:\.|\*\*)*(?:\s+[A-Za-z]+){0,3}[.!\s]*\Z")
-_DOLLARS = re.compile(r"(\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])", re.DOTALL)
+_PLAIN_END = re.compile(
+    rf"(?:[A-Za-z*]\s?[,.:;!?]{{0,2}}\s\s?|=\s?|\A)\s*\$?{_NUMBER}(?:\.|\*\*)*"
+    r"(?:\s+(?!p(?:er)?ce?n?t)[A-Za-z]+){0,3}[.!\s]*\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +47,30 @@ class FoundAnswer:
         text: the content of a box, or a piece of text for Math-Verify to search.
         source: ``boxed``, ``marked``, ``answer`` (behind that word) or ``end`` (of the text).
         whole: ``text`` is the answer itself, and not a text that it is in.
+        context: what Math-Verify is given where ``text`` has to be parsed; None: a box with ``text``, or ``text``.
     """
 
     text: str
     source: str
     whole: bool = True
+    context: str | None = None
+
+    @property
+    def for_math_verify(self) -> str:
+        """The text that Math-Verify finds this answer in."""
+        if self.context is not None:
+            return self.context
+        return f"\\boxed{{{self.text}}}" if self.whole else self.text
 
 
 def find_answer(text: str) -> FoundAnswer | None:
     """The last box, else the last ``####`` line, else what follows the last "answer", else the text's end."""
     boxed = _boxes(text)
     if boxed is not None:
-        return FoundAnswer(_without_full_stop(boxed), "boxed")
+        return FoundAnswer(_plain(boxed), "boxed")
     marked = last_marked(text)
     if marked is not None:
-        return FoundAnswer(_without_full_stop(marked.strip("*").strip()), "marked")
+        return FoundAnswer(_plain(marked.strip("*").strip()), "marked")
     return _behind_anchor(text) or _at_end(text)
 
 
@@ -66,17 +83,19 @@ def find_gold(gold: str) -> FoundAnswer:
     text = gold.strip()
     if not text:
         raise ValueError("the gold answer is empty; a math reward needs one in the column 'answer'")
+    if text.count("\\boxed") > 1 and len(text) <= _REGION:
+        return FoundAnswer(text, "gold", whole=False)
     if "\\boxed" in text or "####" in text:
         found = find_answer(text)
         if found is None:
             raise ValueError(f"no answer was found in the gold {text[-100:]!r}; write the answer alone, or in a box")
         return found
-    dollars = _DOLLARS.fullmatch(text)
-    if dollars is not None and "$" not in dollars.group(2):
-        return FoundAnswer(dollars.group(2).strip(), "gold")
+    alone = _MATH_ALONE.fullmatch(text)
+    if alone is not None:
+        return FoundAnswer(_plain(_first_group(alone)), "gold", context=text)
     if "\n" in text or len(text) > _REGION:
         return _behind_anchor(text) or _at_end(text) or FoundAnswer(text, "gold", whole=False)
-    return FoundAnswer(text, "gold", whole="$" not in text.replace("\\$", ""))
+    return FoundAnswer(_plain(text), "gold", whole="$" not in text.replace("\\$", ""))
 
 
 def _boxes(text: str) -> str | None:
@@ -91,7 +110,7 @@ def _boxes(text: str) -> str | None:
         if earlier < 0:
             break
         box = _box_at(text, earlier, start)
-        if box is None or not _BETWEEN_BOXES.fullmatch(text, box[1], start):
+        if box is None or not _is_list(text[box[1] : start]):
             break
         if box[0] != contents[0]:
             contents.insert(0, box[0])
@@ -114,8 +133,25 @@ def _box_at(text: str, start: int, limit: int) -> tuple[str, int] | None:
     return None
 
 
-def _without_full_stop(answer: str) -> str:
-    return answer[:-1].rstrip() if answer.endswith(".") and not answer.endswith("..") else answer
+def _is_list(between: str) -> bool:
+    """Whether two boxes with this text between them are two answers, rather than an answer and its correction."""
+    if len(between) > _BETWEEN_LENGTH:
+        return False
+    words = _BETWEEN_NOISE.sub(" ", between).replace(",", " , ").replace(";", " ; ").split()
+    return bool(_CONNECTIVES.intersection(words)) and all(_BETWEEN_WORD.fullmatch(word) for word in words)
+
+
+def _plain(answer: str) -> str:
+    """The answer without a full stop at its end, and a number without its percent sign, which is a unit here."""
+    answer = answer.strip()
+    if answer.endswith(".") and not answer.endswith(".."):
+        answer = answer[:-1].rstrip()
+    percent = _PERCENT.fullmatch(answer)
+    return percent.group(1) if percent is not None else answer
+
+
+def _first_group(match: re.Match[str]) -> str:
+    return str(next(group for group in match.groups() if group is not None)).strip()
 
 
 def _behind_anchor(text: str) -> FoundAnswer | None:
@@ -128,12 +164,10 @@ def _behind_anchor(text: str) -> FoundAnswer | None:
         if start < 0:
             return None
         if _MATH.search(text, start, start + len("answer") + _SCAN + 10):
-            if lowered.startswith("final ", start - 6) and start >= 6:
-                start -= 6
             region = text[start : start + _REGION]
             plain = _PLAIN_ANCHOR.fullmatch(region)
             if plain is not None:
-                return FoundAnswer(next(group for group in plain.groups() if group), "answer")
+                return FoundAnswer(_plain(_first_group(plain)), "answer", context=region)
             return FoundAnswer(region, "answer", whole=False)
         end = start
     return None
@@ -141,6 +175,9 @@ def _behind_anchor(text: str) -> FoundAnswer | None:
 
 def _at_end(text: str) -> FoundAnswer | None:
     tail = text[-_REGION:]
+    alone = _MATH_AT_END.search(tail)
+    if alone is not None and not _JOINED_BEFORE.search(tail, 0, alone.start() + 1):
+        return FoundAnswer(_plain(_first_group(alone)), "end", context=tail[alone.start() :].strip())
     plain = _PLAIN_END.search(tail)
     if plain is not None and (plain.start() > 0 or len(tail) == len(text)):
         return FoundAnswer(plain.group(1), "end")

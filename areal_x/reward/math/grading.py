@@ -9,7 +9,7 @@ from areal_x.api.reward_api import RewardResult
 from areal_x.reward.math.bounded_child import LimitReached, Limits
 from areal_x.reward.math.exact import compare
 from areal_x.reward.math.finding import FoundAnswer
-from areal_x.reward.math.symbolic import normalized, prepare, verify_answer, verify_text
+from areal_x.reward.math.symbolic import normalized, prepare, verify_text
 from areal_x.reward.options import (
     argument_signature,
     check_choice,
@@ -25,6 +25,7 @@ MAX_LENGTH = 1000
 MAX_DEPTH = 40
 _LONG_DIGITS = re.compile(r"\d{500}")
 _HOPELESS = re.compile(r"(?:\^|\*\*)[{(\s]*-?\d+[)\s]*(?:\^|\*\*)[{(\s]*-?\d+[)\s]*(?:\^|\*\*)|\d{6}[)}\s]*!")
+_DECIMAL_COMMA = re.compile(r"-?[0-9]+,[0-9]+", re.ASCII)
 _BRACKETS = re.compile(r"[][(){}]")
 
 
@@ -54,9 +55,12 @@ def is_equal(gold: FoundAnswer, answer: FoundAnswer, limits: Limits) -> bool:
         raise LimitReached(reason)
     if gold.whole and answer.whole:
         verdict = compare(normalized(gold.text), normalized(answer.text))
-        return verify_answer(gold.text, answer.text, limits) if verdict is None else verdict
-    sides = [f"\\boxed{{{side.text}}}" if side.whole else side.text for side in (gold, answer)]
-    return verify_text(sides[0], sides[1], limits)
+        if verdict is not True and _DECIMAL_COMMA.fullmatch(gold.text):
+            # In a gold, "1,22" is a number with a decimal comma as well as a list of two.
+            verdict = compare(normalized(gold.text.replace(",", ".")), normalized(answer.text)) or verdict
+        if verdict is not None:
+            return verdict
+    return verify_text(gold.for_math_verify, answer.for_math_verify, limits)
 
 
 class MathGrader:
