@@ -83,17 +83,17 @@ def stated_choice(text: str, choices: Sequence[str]) -> Statement:
     text = _clean(text)
     found = [(match.end(), "") for match in _MARKER.finditer(text)]
     found += [(match.end(), match.group(1)) for match in _VERDICT.finditer(text)]
-    denied: set[str] = set()
+    denied: set[str | None] = set()
     for end, letter in sorted(found, reverse=True)[:_MAX_STATEMENTS]:
         if letter:
             statement: Statement | None = Statement(letter)
         elif (negation := _NOT.match(text, end)) is not None:
             refused = _statement_at(text, negation.end(), choices)
-            denied.update({refused.letter, refused.text} - {None} if refused is not None else ())
+            denied.add((refused.letter or refused.text) if refused is not None else None)
             continue
         else:
             statement = _statement_at(text, end, choices)
-        if statement is not None and not denied & {statement.letter, statement.text}:
+        if statement is not None and (statement.reason or (statement.letter or statement.text) not in denied):
             return statement
     return _last_line(text, choices)
 

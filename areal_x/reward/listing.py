@@ -38,7 +38,9 @@ def reward_table(entries: Iterable[RewardEntry]) -> str:
 
 
 def _lines(row: Sequence[str]) -> list[str]:
-    cells = [textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in zip(row, _WIDTHS, strict=True)]
+    cells = [
+        textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in zip(row, _WIDTHS, strict=True)
+    ]
     height = max(map(len, cells))
     padded = [cell + [""] * (height - len(cell)) for cell in cells]
     return [

@@ -90,7 +90,7 @@ def _gold(answer: Any, facts: Mapping[str, Any], options: list[str], letters: li
     letter = facts.get("correct_letter") or answer
     if isinstance(letter, str) and letter.strip().upper() in letters:
         index = letters.index(letter.strip().upper())
-    elif isinstance(answer, Integral) and not isinstance(answer, bool) and 0 <= answer < len(letters):
+    elif not isinstance(answer, bool) and isinstance(answer, Integral) and 0 <= int(answer) < len(letters):
         index = int(answer)
     else:
         text = facts.get("correct_answer") if answer is None else answer

@@ -36,9 +36,10 @@ def check_number(reward: str, option: str, value: object, low: float = -math.inf
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ConfigError(f"{option}={value!r} of reward {reward!r} is not a finite number")
-    if not low <= value <= high:
+    number = float(value)
+    if not low <= number <= high:
         raise ConfigError(f"{option}={value!r} of reward {reward!r} is not {_range(low, high)}")
-    return float(value)
+    return number
 
 
 def check_whole_number(reward: str, option: str, value: object, low: int) -> int:
