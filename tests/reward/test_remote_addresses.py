@@ -436,7 +436,7 @@ async def test_redirects_are_followed_to_allowed_hosts_and_secrets_stay_at_home(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REWARD_TOKEN", SECRET)
-    secret = {"headers_env": {"Authorization": "Bearer ${REWARD_TOKEN}", "X-Key": "REWARD_TOKEN"}}
+    secret = {"headers_env": {"Authorization": "Bearer {REWARD_TOKEN}", "X-Key": "REWARD_TOKEN"}}
     inside_url = f"http://127.0.0.1:{inside.port}/score"
     url = f"http://{PUBLIC}:{{}}/a"
     async with public_server("/final") as port, started(url.format(port), max_redirects=1, **secret) as reward:
@@ -484,7 +484,7 @@ async def test_secrets_appear_in_no_error_and_no_repr(status: int, monkeypatch: 
 
     async with serving(echo) as port:
         url = f"http://127.0.0.1:{port}/score?api_key={SECRET}"
-        options: dict[str, Any] = {"headers_env": {"Authorization": "Bearer ${REWARD_TOKEN}"}, "max_attempts": 2}
+        options: dict[str, Any] = {"headers_env": {"Authorization": "Bearer {REWARD_TOKEN}"}, "max_attempts": 2}
         async with started(url, **options) as reward:
             outcome = await AsyncRewardWrapper(reward).outcome("p", "c", answer=1)
             assert outcome.status == "error" and "denied: <secret>" in str(outcome.error)

@@ -438,3 +438,26 @@ def test_bad_options_are_told_at_once(options: dict[str, Any], message: str) -> 
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
         RemoteReward(**({"urls": "http://a/x"} | options))
     assert "sk-123" not in str(caught.value)
+
+
+async def test_the_example_server_gives_the_same_rewards_in_both_shapes() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    example = Path(__file__).parents[2] / "examples" / "remote_reward_server.py"
+    process = subprocess.Popen([sys.executable, str(example), str(port)], stdout=subprocess.DEVNULL)
+    url, texts = f"http://127.0.0.1:{port}", ["64", "65", "", "6400"]
+    # Whoever asks before it listens is refused and asks again.
+    options: dict[str, Any] = {"max_attempts": 100, "deadline_seconds": 30.0, "timeout_seconds": 5.0}
+    try:
+        async with (
+            started(f"{url}/slime", **options) as single,
+            started(f"{url}/openrlhf", shape="openrlhf", batch=True, **options) as group,
+        ):
+            singles = [await single(prompt="12+34=", completions=text, answer="64") for text in texts]
+            results = await group(prompt="12+34=", completions=texts, answer="64")
+            assert [result["reward"] for result in results] == singles == [1.0, 0.5, 0.0, 0.5]
+            assert [result["length"] for result in results] == [2.0, 2.0, 0.0, 4.0]
+    finally:
+        process.kill()
+        process.wait()

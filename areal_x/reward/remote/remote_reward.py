@@ -42,7 +42,7 @@ class RemoteReward:
         backoff_seconds: first pause of a call before it asks the same server again; doubles each time, up to 30 s.
         cooldown_seconds: how long a server that failed is left alone at first; doubles up to 16 times.
         max_response_bytes: limit of a reply.
-        headers_env: header -> environment variable with its secret value, or a text such as ``Bearer ${NAME}``.
+        headers_env: header -> environment variable with its secret value, or a text such as ``Bearer {NAME}``.
         allowed_hosts: names, ``host:port``, addresses and networks that may be called; None: exactly those of ``urls``.
         allow_private: names may stand for private and loopback addresses.
         max_redirects: how many redirects (307, 308) are followed, to allowed hosts only. 0: a redirect is an error.

@@ -18,7 +18,7 @@ class SecretHeaders:
     """Headers whose values are environment variables.
 
     Args:
-        variables: header -> name of the variable, or a text around it in braces (``Bearer ${REWARD_TOKEN}``).
+        variables: header -> name of the variable, or a text around it in braces (``Bearer {REWARD_TOKEN}``).
 
     Raises:
         ConfigError: a variable is not set, or a header or value cannot be sent.
@@ -45,10 +45,10 @@ class SecretHeaders:
 def _value(header: str, text: str) -> str:
     if not _HEADER_NAME.fullmatch(header):
         raise ConfigError(f"headers_env: {header!r} is not the name of an HTTP header")
-    parts = re.fullmatch(r"([^${}]*)\$\{(\w+)\}([^${}]*)|(\w+)", text)
+    parts = re.fullmatch(r"([^{}]*)\{(\w+)\}([^{}]*)|(\w+)", text)
     if parts is None:
         raise ConfigError(
-            f"headers_env.{header} must name an environment variable, such as REWARD_TOKEN or Bearer ${{REWARD_TOKEN}}"
+            f"headers_env.{header} must name an environment variable, such as REWARD_TOKEN or Bearer {{REWARD_TOKEN}}"
         )
     before, name, after = (parts[1], parts[2], parts[3]) if parts[2] else ("", parts[4], "")
     value = os.environ.get(name, "")
