@@ -10,12 +10,18 @@ from areal_x.api.reward_records import RewardResult
 from areal_x.reward.options import check_choice, check_number, check_whole_number
 from areal_x.reward.registry import register_reward
 
-__all__ = ["LengthReward", "OverlongReward"]
+__all__ = ["UNITS", "LengthReward", "OverlongReward", "completion_length"]
 
-_UNITS = ("characters", "tokens")
+UNITS = ("characters", "tokens")
+"""What a length may be counted in."""
 
 
-def _length(unit: str, completions: str, completion_ids: Sequence[int] | None) -> int:
+def completion_length(unit: str, completions: str, completion_ids: Sequence[int] | None) -> int:
+    """The number of characters or tokens of a completion.
+
+    Raises:
+        ValueError: tokens are to be counted, and ``completion_ids`` is None.
+    """
     if unit == "characters":
         return len(completions)
     if completion_ids is None:
@@ -52,7 +58,7 @@ class LengthReward:
             raise ConfigError("reward 'length' needs either target or maximum, for example {target: 500}")
         if maximum is not None and tolerance is not None:
             raise ConfigError("tolerance of reward 'length' belongs to target; drop it, or set target for maximum")
-        check_choice("length", "unit", unit, _UNITS)
+        check_choice("length", "unit", unit, UNITS)
         check_choice("length", "shape", shape, ("linear", "cosine"))
         self.unit = unit
         self.shape = shape
@@ -68,7 +74,7 @@ class LengthReward:
         Raises:
             ValueError: tokens are to be counted, and there are none.
         """
-        length = _length(self.unit, completions, completion_ids)
+        length = completion_length(self.unit, completions, completion_ids)
         distance = min(1.0, abs(length - self.center) / self.width)
         value = 1.0 - distance if self.shape == "linear" else (1.0 + math.cos(math.pi * distance)) / 2.0
         return RewardResult(value, parts={"length": float(length)})
@@ -89,7 +95,7 @@ class OverlongReward:
     """
 
     def __init__(self, maximum: int, buffer: int, penalty: float = 1.0, unit: str = "tokens") -> None:
-        check_choice("overlong", "unit", unit, _UNITS)
+        check_choice("overlong", "unit", unit, UNITS)
         self.maximum = check_whole_number("overlong", "maximum", maximum, 1)
         self.buffer = check_whole_number("overlong", "buffer", buffer, 1)
         if self.buffer > self.maximum:
@@ -105,6 +111,6 @@ class OverlongReward:
         Raises:
             ValueError: tokens are to be counted, and there are none.
         """
-        length = _length(self.unit, completions, completion_ids)
+        length = completion_length(self.unit, completions, completion_ids)
         excess = (length - (self.maximum - self.buffer)) / self.buffer
         return -self.penalty * min(1.0, excess) if self.penalty and excess > 0 else 0.0

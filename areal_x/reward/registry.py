@@ -40,6 +40,7 @@ _BUILTIN_MODULES = (
     "arithmetic",
     "clevr",
     "composite",
+    "cosine",
     "f1",
     "format",
     "geometry3k",

@@ -105,15 +105,15 @@ def test_dicts_and_results_are_parts_with_parts_of_their_own() -> None:
 @pytest.mark.parametrize("completion", ["", "nan", "text", "list"])
 def test_what_is_no_reward_names_the_part(completion: str) -> None:
     reward = get_reward_fn("composite", parts={"odd": {"fn": f"{HERE}wrong"}})
-    with pytest.raises(RewardError, match="part 'odd' of the composite reward"):
+    with pytest.raises(RewardError, match=r"reward\.kwargs\.parts\.odd of reward 'composite': "):
         reward(completions=completion)
 
 
 def test_rewards_of_tokens_and_dicts_without_the_key_are_refused() -> None:
-    with pytest.raises(RewardError, match=r"part 'tokens' .*rewards of tokens or steps"):
+    with pytest.raises(RewardError, match=r"parts\.tokens .*rewards of tokens or steps"):
         get_reward_fn("composite", parts={"tokens": {"fn": f"{HERE}of_tokens"}})(completions="x")
     keyed = get_reward_fn("composite", parts={"d": {"fn": f"{HERE}a_dict", "reward_key": "scores"}})
-    with pytest.raises(RewardError, match=r"part 'd' .*without 'scores'"):
+    with pytest.raises(RewardError, match=r"parts\.d .*without 'scores'"):
         keyed(completions="x")
 
 
