@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from areal_x.api.errors import ConfigError
-from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, RewardArguments, innermost
+from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, TRUNCATED, RewardArguments, innermost
 from areal_x.api.reward_base import PendingScore, Reward
 from areal_x.api.reward_records import (
     DEFAULT_REWARD_KEY,
@@ -76,8 +76,9 @@ class AsyncRewardWrapper(Reward):
     counts from the start of the work, and a failure is an exception or a typed outcome, never a number.
 
     Arguments go by name, and only those that the function takes: ``prompt``, ``completions`` (texts), ``prompt_ids``,
-    ``completion_ids`` (``list[int]``), and the columns of the data item. A function marked with ``@group_reward``
-    scores a whole group of one prompt in one call: see there.
+    ``completion_ids`` (``list[int]``), and the columns of the data item; ``truncated`` (whether the completion ended
+    for its length) if it names that, too. A function marked with ``@group_reward`` scores a whole group of one prompt
+    in one call: see there.
 
     An object with an ``async def __call__`` may have ``async def start()`` and ``async def close()`` for what it needs
     during a run, ``metrics()`` for running totals, ``check_columns(columns)``, and ``owns_deadline = True`` if it
@@ -129,6 +130,7 @@ class AsyncRewardWrapper(Reward):
         self.is_group = bool(getattr(self._object, "is_group_reward", False)) if group is None else group
         self._pool = pool
         self._arguments = RewardArguments.of(reward_fn, self.name)
+        self.takes_truncated = TRUNCATED in self._arguments.named or getattr(self._object, "takes_truncated", False)
         self._int_lists = tuple(name for name in _ID_ARGUMENTS if not self.is_group and self._arguments.takes(name))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._active_pool: ProcessPool | None = None
@@ -151,7 +153,8 @@ class AsyncRewardWrapper(Reward):
             DataError: a column has the name of a reward argument, or the function needs one that is not there.
         """
         names = frozenset(columns) - {prompt_key}
-        self._arguments.check_columns(names, GROUP_ARGUMENTS if self.is_group else REWARD_ARGUMENTS)
+        reserved = GROUP_ARGUMENTS if self.is_group else REWARD_ARGUMENTS
+        self._arguments.check_columns(names, (*reserved, TRUNCATED) if self.takes_truncated else reserved)
         check = getattr(self._object, "check_columns", None)
         if check is not None:
             check(names)

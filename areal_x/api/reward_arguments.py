@@ -11,12 +11,14 @@ from typing import Any
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_records import RewardSample
 
-__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "RewardArguments", "innermost"]
+__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "TRUNCATED", "RewardArguments", "innermost"]
 
 REWARD_ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")
 """Arguments that every reward function may take, beside the columns of its data item."""
 GROUP_ARGUMENTS = ("samples", *REWARD_ARGUMENTS)
 """Arguments that a reward of whole groups may take, beside the columns."""
+TRUNCATED = "truncated"
+"""Argument that tells whether the completion ended for its length; only for a function that names it."""
 
 
 def innermost(function: Any) -> Any:
@@ -28,10 +30,12 @@ def innermost(function: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RewardArguments:
-    """What a reward function takes. ``accepted`` None: any name; ``bound``: those that a partial has fixed already."""
+    """What a reward function takes: ``accepted`` names (None: any), those it has ``named`` and those it ``required``
+    of them, and those that a partial has ``bound`` already."""
 
     name: str
     accepted: frozenset[str] | None
+    named: frozenset[str]
     required: tuple[str, ...]
     bound: frozenset[str]
 
@@ -64,7 +68,7 @@ class RewardArguments:
                 accepted.add(parameter.name)
                 if parameter.default is parameter.empty:
                     required.append(parameter.name)
-        return cls(name, None if takes_any else frozenset(accepted), tuple(required), bound)
+        return cls(name, None if takes_any else frozenset(accepted), frozenset(accepted), tuple(required), bound)
 
     def takes(self, name: str) -> bool:
         """Whether the function takes an argument of that name."""

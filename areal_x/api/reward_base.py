@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_x.api.records import ModelResponse
+from areal_x.api.reward_arguments import TRUNCATED
 from areal_x.api.reward_records import RewardOutcome, RewardSample
 
 __all__ = ["PendingScore", "Reward", "score_response"]
@@ -29,6 +30,8 @@ class Reward(ABC):
     is_group: bool = False
     score_truncated: bool = True
     """False: a completion that ended for its length is not scored (``not_applicable``)."""
+    takes_truncated: bool = False
+    """True: ``outcome`` takes ``truncated``, whether the completion ended for its length."""
 
     @abstractmethod
     async def outcome(
@@ -76,6 +79,8 @@ async def score_response(
     is_truncated = response.stop_reason == "length"
     if is_truncated and not reward.score_truncated:
         return RewardOutcome("not_applicable", metadata={"reason": "truncated"})
+    if reward.takes_truncated:
+        columns = columns | {TRUNCATED: is_truncated}
     outcome = await reward.outcome(
         prompt=prompt,
         completions=completion,

@@ -79,6 +79,7 @@ class RewardSet(Reward):
         self.name = "+".join(names)
         self.reward_key = reward_key
         self.is_group = any(member.reward.is_group for member in members)
+        self.takes_truncated = any(member.reward.takes_truncated for member in members)
         self.score_truncated = all(member.reward.score_truncated for member in members)
 
     async def outcome(

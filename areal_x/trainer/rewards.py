@@ -28,11 +28,15 @@ def reward_functions(reward: RewardConfig, dataset: str | None) -> dict[str, Cal
         ConfigError: an unknown name, or an option that the reward does not take.
     """
     if not reward.rewards:
-        return {"": get_reward_fn(reward.fn, dataset=dataset, **reward.kwargs)}
-    return {
-        name: get_reward_fn(_name_of_part(name, part), dataset=dataset, **part.kwargs)
-        for name, part in reward.rewards.items()
-    }
+        return {"": _function(reward.fn, reward, dataset)}
+    return {name: _function(_name_of_part(name, part), part, dataset) for name, part in reward.rewards.items()}
+
+
+def _function(name: str | None, reward: RewardConfig | RewardPartConfig, dataset: str | None) -> Callable[..., Any]:
+    """The adapters of other libraries have to know themselves whether they are called with whole groups."""
+    is_adapted = name is not None and split_library(name)[0] is not None
+    group = {"group": reward.group} if is_adapted and reward.group is not None else {}
+    return get_reward_fn(name, dataset=dataset, **(group | reward.kwargs))
 
 
 def _name_of_part(name: str, part: RewardPartConfig) -> str | None:

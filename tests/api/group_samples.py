@@ -50,6 +50,10 @@ def length(completions):
     return {"reward": len(completions), "words": len(completions.split())}
 
 
+def half_when_cut(truncated):
+    return 0.5 if truncated else 1.0
+
+
 def nothing():
     return None
 

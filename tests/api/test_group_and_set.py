@@ -201,3 +201,16 @@ async def test_what_is_scored_depends_on_how_it_ended(pool, stop_reason, score_t
     )
     if stop_reason != "abort":
         assert waiting.pending.sample.truncated == (stop_reason == "length")
+
+
+async def test_a_reward_that_asks_is_told_what_was_cut_off(pool):
+    response = ModelResponse("r", np.array([1]), np.array([2]), np.zeros(1, np.float32), [], "length")
+    wrapper = AsyncRewardWrapper(samples.half_when_cut, pool=pool)
+    for reward in (wrapper, RewardSet([WeightedReward("a", wrapper), *members(pool, exact=0.0)])):
+        outcome = await score_response(reward, response, prompt="p", completion="c", columns={"answer": "c"})
+        assert outcome.value == 0.5
+    response.stop_reason = "stop"
+    assert (await score_response(wrapper, response, prompt="p", completion="c", columns={})).value == 1.0
+    wrapper.check_columns({"answer"})
+    with pytest.raises(DataError, match="'truncated'"):
+        wrapper.check_columns({"answer", "truncated"})

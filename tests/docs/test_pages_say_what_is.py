@@ -16,7 +16,7 @@ from areal_x.launch.compose import ConfigSource, compose_tree
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = sorted(path.name for path in (DOCS / "en").glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS / "en").as_posix() for path in (DOCS / "en").rglob("*.md"))
 
 
 def tables() -> ModuleType:

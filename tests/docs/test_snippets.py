@@ -103,7 +103,7 @@ def _dry_run(place: str, words: list[str], folder: Path, monkeypatch: pytest.Mon
             words = [word for word in words if not word.startswith(f"{key}=")] + [f"{key}=train.jsonl"]
         if key == "model.path" and not re.fullmatch(r"[A-Z]\w+/[\w.-]+", value):
             words = [word for word in words if not word.startswith(f"{key}=")] + [f"{key}=stand-in"]
-        if key in ("reward.fn", "workflow.path", "rollout.filter") and ".py:" in value:
+        if key in ("reward.fn", "reward.post_process", "workflow.path", "rollout.filter") and ".py:" in value:
             (folder / value.partition(":")[0]).parent.mkdir(parents=True, exist_ok=True)
             (folder / value.partition(":")[0]).touch()
     dry = [*words, *([] if "--dry-run" in words else ["--dry-run"])]

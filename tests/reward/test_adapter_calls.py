@@ -12,7 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_x.api import ConfigError, DataError, RewardError, RewardResult, RewardSample, ScoredSample
+from areal_x.api import (
+    AsyncRewardWrapper,
+    ConfigError,
+    DataError,
+    ModelResponse,
+    RewardError,
+    RewardResult,
+    RewardSample,
+    ScoredSample,
+    score_response,
+)
 from areal_x.api.import_paths import LIBRARIES
 from areal_x.api.reward_records import check_reward
 from areal_x.reward import get_reward_fn
@@ -81,6 +91,13 @@ def test_slime_groups_come_as_a_list_in_input_order():
     results = rm(group)
     assert [result.value for result in results] == [0.0, 1.0, 2.0]
     assert [result.metadata["status"] for result in results] == ["completed", "truncated", "completed"]
+
+
+async def test_slime_is_told_of_a_sample_that_was_cut_off():
+    rm = reward("slime", "slime_sees", fields=["status"])
+    response = ModelResponse("r", np.array([1]), np.array([2]), np.zeros(1, np.float32), [], "length")
+    outcome = await score_response(AsyncRewardWrapper(rm), response, prompt="p", completion="c", columns={})
+    assert outcome.metadata["status"].value == "truncated"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from trainer_runs import TINY, FinishedRun, run_command, values
 
+from areal_x.api.config import RewardConfig, RewardPartConfig
+from areal_x.trainer.rewards import reward_functions
+
 REWARDS = '''
 from areal_x.api import RewardResult, group_reward
 
@@ -134,3 +137,14 @@ def test_each_reward_is_normalized_before_the_sum_over_whole_batches(tmp_path: P
     assert finished.status == 0, finished.stderr
     assert len(trained(finished)) == 3
     assert all(row["rollout/truncated_share"] == 0 for row in trained(finished))
+
+
+def test_reward_group_reaches_the_functions_of_other_libraries(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "def rank(args, samples):\n    return [float(i) for i, _ in enumerate(samples)]\n"
+    )
+    name = f"slime:{tmp_path / 'theirs.py'}:rank"
+    (function,) = reward_functions(RewardConfig(fn=name, group=True), None).values()
+    assert function.is_group_reward
+    parts = {"rank": RewardPartConfig(fn=name, group=True), "format": RewardPartConfig()}
+    assert reward_functions(RewardConfig(rewards=parts), None)["rank"].is_group_reward

@@ -99,12 +99,13 @@ class _AdaptedReward:
         completion: Any,
         prompt_ids: list[int] | None,
         completion_ids: list[int] | None,
+        truncated: bool,
         data: dict[str, Any],
     ) -> list[RewardSample]:
         if not isinstance(completion, str):
             name = self.adapter.function.name
             raise TypeError(f"{name} scores single samples and got a group; set reward.kwargs.group=true instead")
-        return [RewardSample(prompt, completion, prompt_ids or [], completion_ids or [], data)]
+        return [RewardSample(prompt, completion, prompt_ids or [], completion_ids or [], data, truncated)]
 
     def _run(self, samples: list[RewardSample]) -> list[Reward]:
         call = self.adapter.call(samples)
@@ -128,10 +129,11 @@ class SampleReward(_AdaptedReward):
         completions: str,
         prompt_ids: list[int] | None = None,
         completion_ids: list[int] | None = None,
+        truncated: bool = False,
         **data: Any,
     ) -> Reward:
         """The reward of one completion; arguments as of any reward."""
-        return self._run(self._sample(prompt, completions, prompt_ids, completion_ids, data))[0]
+        return self._run(self._sample(prompt, completions, prompt_ids, completion_ids, truncated, data))[0]
 
 
 class AsyncSampleReward(_AdaptedReward):
@@ -143,10 +145,11 @@ class AsyncSampleReward(_AdaptedReward):
         completions: str,
         prompt_ids: list[int] | None = None,
         completion_ids: list[int] | None = None,
+        truncated: bool = False,
         **data: Any,
     ) -> Reward:
         """The reward of one completion; arguments as of any reward."""
-        return (await self._await(self._sample(prompt, completions, prompt_ids, completion_ids, data)))[0]
+        return (await self._await(self._sample(prompt, completions, prompt_ids, completion_ids, truncated, data)))[0]
 
 
 class GroupReward(_AdaptedReward):
