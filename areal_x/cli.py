@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from areal_x.api.errors import ArealXError, ConfigError, DataError, MissingExtraError
-from areal_x.launch.reward_check.command import add_arguments as add_reward_test
+from areal_x.launch.reward_test_command import add_arguments as add_reward_test
 
 if TYPE_CHECKING:
     from areal_x.api.config import ExperimentConfig

@@ -21,6 +21,8 @@ from areal_x.launch.reward_check.options import CheckOptions
 from areal_x.launch.reward_check.samples import PromptTexts, Sample, load_check_data
 from areal_x.launch.reward_check.static_checks import static_findings
 from areal_x.launch.reward_check.summary import agreement, differing, histogram, percentile
+from areal_x.reward.composite import CompositeReward
+from areal_x.reward.registry import get_reward_fn
 
 ITEMS = [{"id": "a", "prompt": "1+1=", "answer": "2"}, {"id": "b", "prompt": "Which?", "answer": "(C)"}]
 
@@ -204,9 +206,31 @@ async def awaits_a_thread(completions: str) -> float:
     return 1.0
 
 
+class Object:
+    """Its mistakes stand in a method."""
+
+    def __call__(self, completions: str) -> float:
+        return self.grade(completions)
+
+    def grade(self, completions: str) -> float:
+        self.last = completions
+        try:
+            return float(completions)
+        except Exception:
+            return 0.0
+
+
 @pytest.mark.parametrize(
     ("reward", "is_async", "expected"),
     [
+        (Object(), False, ["swallowed_exception", "shared_state"]),
+        (Object().grade, False, ["swallowed_exception", "shared_state"]),
+        (
+            CompositeReward({"a": {"fn": f"{__file__}:reraises"}, "b": {"fn": f"{__file__}:hidden"}}),
+            False,
+            ["swallowed_exception"],
+        ),
+        (get_reward_fn(f"trl:{__file__}:hidden"), False, ["swallowed_exception"]),
         (functools.partial(hidden), False, ["swallowed_exception"]),
         (reraises, False, []),
         (awaits_a_thread, True, []),

@@ -121,6 +121,7 @@ async def check_reward_function_async(
         wrapper = _wrapped(report, function, pool)
         if wrapper is None:
             return report
+        report.name = wrapper.name
         report.is_async, report.is_group = wrapper.is_async, wrapper.is_group
         read = static_findings(function, is_async=wrapper.is_async)
         report.findings += _argument_findings(function, wrapper, items)

@@ -69,18 +69,23 @@ def _failures(report: RewardReport) -> Iterator[Finding]:
             f"{counts['crash']} of {total} calls killed their worker, twice: {clipped(str(first.error), 200)}",
             "look for exits, recursion in C code and memory above the limit",
         )
-    raised = Counter(digest(o.error) for o in failed if o.status == "error" and o.error and "Traceback" in o.error)
-    for (line, place), count in raised.most_common(_SHOWN_ERRORS):
+    raised: dict[tuple[str, str], list[str]] = {}
+    for outcome in failed:
+        if outcome.status == "error" and "Traceback" in str(outcome.error):
+            line, place = digest(str(outcome.error))
+            raised.setdefault((line.partition(":")[0], place), []).append(line)
+    for (_, place), lines in sorted(raised.items(), key=lambda item: -len(item[1]))[:_SHOWN_ERRORS]:
         yield Finding(
             "raises",
             "error",
-            f"{count} of {total} calls raise {clipped(line, 200)}{f' at {place}' if place else ''}",
+            f"{len(lines)} of {total} calls raise {clipped(lines[0], 200)}{f' at {place}' if place else ''}",
             "handle the texts that models write (empty, cut off, garbage), by a score or None",
         )
 
 
 def _bad_scores(report: RewardReport) -> Iterator[Finding]:
-    errors = [o.error for outcomes in report.runs.outcomes for o in outcomes if o.status == "error" and o.error]
+    failed = (o.error for outcomes in report.runs.outcomes for o in outcomes if o.status == "error" and o.error)
+    errors = [error.removeprefix(f"reward {report.name}: ") for error in failed]
     by_fix: dict[str, list[str]] = {}
     for error in errors:
         if "Traceback" not in error:
@@ -117,7 +122,7 @@ def _constant(report: RewardReport) -> Iterator[Finding]:
         "error",
         f"every completion scores {scores[0]:g}: all advantages are 0 and nothing is learned",
         f"compare a gold solution with what the reward finds in it; {_OTHER_FORM}"
-        if zero
+        if scores[0] <= report.options.threshold
         else "make the score depend on the completion",
     )
 

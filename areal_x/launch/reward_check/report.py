@@ -26,6 +26,8 @@ class RewardReport:
     reward: str
     data: CheckData
     options: CheckOptions
+    name: str = ""
+    """What messages of the wrapper call the reward."""
     is_async: bool = False
     is_group: bool = False
     samples: list[Sample] = field(default_factory=list)

@@ -1,13 +1,12 @@
 """Mistakes that the source of a reward shows: blocking calls, swallowed exceptions, hidden state, unseeded chance.
 
 Names are resolved in the module of the function, so ``from time import sleep as nap`` is seen and a local function
-called ``sleep`` is not. Functions of the same module that the reward calls are read, too.
+called ``sleep`` is not. Functions of the same module and methods of the same object that it calls are read, too.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import textwrap
 import types
@@ -16,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from areal_x.api.reward_arguments import innermost
 from areal_x.launch.reward_check.finding import Finding
+from areal_x.reward.adapters.calling import Adapter
+from areal_x.reward.composite import CompositeReward
 
 __all__ = ["static_findings"]
 
@@ -46,50 +48,64 @@ _BROAD = {"Exception", "BaseException"}
 
 @dataclass(frozen=True)
 class _Source:
-    """A function's syntax tree, with what its names stand for."""
+    """A function's syntax tree, with what its names stand for. ``owner``: the class of which it is a method."""
 
     node: ast.FunctionDef | ast.AsyncFunctionDef
     names: dict[str, Any]
     file: str
     first_line: int
+    owner: type | None
 
     def place(self, node: ast.AST) -> str:
         return f"{self.file}:{self.first_line + getattr(node, 'lineno', 1) - 1}"
 
+    def is_self(self, node: ast.AST) -> bool:
+        """Whether an expression is the object of which the function is a method."""
+        arguments = self.node.args.args
+        return bool(self.owner and arguments) and isinstance(node, ast.Name) and node.id == arguments[0].arg
+
     def calls(self) -> Iterator[tuple[ast.Call, Any]]:
         """Each call with the object that is called, or None where that is known only when it runs."""
         for node in ast.walk(self.node):
-            if isinstance(node, ast.Call):
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Attribute) and self.is_self(node.func.value):
+                yield node, inspect.getattr_static(self.owner, node.func.attr, None)
+            else:
                 yield node, _resolve(node.func, self.names)
 
 
 def static_findings(reward: Callable[..., Any], *, is_async: bool) -> list[Finding]:
     """What reading the source shows. A reward without source (a C function, a prompt's) gives nothing."""
-    sources = list(_sources(_entry(reward)))
+    sources = [source for part in _parts(reward) for source in _sources(part)]
     checks: list[Callable[[_Source], Iterator[Finding]]] = [_swallowed, _global_state, _chance]
-    checks.append(_blocking if is_async else functools.partial(_object_state, reward=reward))
+    checks.append(_blocking if is_async else _object_state)
     return [finding for check in checks for source in sources for finding in check(source)]
 
 
-def _entry(reward: Any) -> Any:
-    """The function that is called in the end, below partials, decorators and objects."""
-    while isinstance(reward, functools.partial):
-        reward = reward.func
-    if not inspect.isroutine(reward):
-        reward = type(reward).__call__
-    return inspect.unwrap(reward)
+def _parts(reward: Any) -> list[Any]:
+    """The functions and objects that a reward is made of: the parts of a composite, a function of another library."""
+    reward = innermost(reward)
+    if isinstance(reward, CompositeReward):
+        return [inner for part in reward.parts for inner in _parts(part.function)]
+    adapter = getattr(reward, "adapter", None)
+    return _parts(adapter.function.function) if isinstance(adapter, Adapter) else [reward]
 
 
-def _sources(entry: Any) -> Iterator[_Source]:
-    """The function, and those of its module that it calls, each once."""
-    pending: list[Any] = [getattr(entry, "__func__", entry)]
+def _sources(reward: Any) -> Iterator[_Source]:
+    """The function, and those of its module or of its class that it calls, each once."""
+    owner = None if inspect.isroutine(reward) else type(reward)
+    entry = inspect.unwrap(reward if owner is None else owner.__call__)
+    if inspect.ismethod(entry):
+        owner, entry = type(entry.__self__), entry.__func__
+    pending: list[Any] = [entry]
     seen: set[types.FunctionType] = set()
     while pending:
         function = pending.pop()
         if not isinstance(function, types.FunctionType) or function in seen:
             continue
         seen.add(function)
-        source = _source(function)
+        source = _source(function, owner if "." in function.__qualname__ else None)
         if source is None:
             continue
         yield source
@@ -97,7 +113,7 @@ def _sources(entry: Any) -> Iterator[_Source]:
         pending += [called for _, called in source.calls() if getattr(called, "__module__", None) == module]
 
 
-def _source(function: types.FunctionType) -> _Source | None:
+def _source(function: types.FunctionType, owner: type | None) -> _Source | None:
     try:
         lines, first_line = inspect.getsourcelines(function)
         tree = ast.parse(textwrap.dedent("".join(lines)))
@@ -106,7 +122,7 @@ def _source(function: types.FunctionType) -> _Source | None:
     node = tree.body[0] if tree.body else None
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
-    return _Source(node, function.__globals__, Path(function.__code__.co_filename).name, max(first_line, 1))
+    return _Source(node, function.__globals__, Path(function.__code__.co_filename).name, max(first_line, 1), owner)
 
 
 def _resolve(node: ast.expr, names: dict[str, Any]) -> Any:
@@ -172,16 +188,12 @@ def _global_state(source: _Source) -> Iterator[Finding]:
             yield _state(f"{source.place(node)}: the reward assigns the global {', '.join(node.names)}")
 
 
-def _object_state(source: _Source, reward: Any) -> Iterator[Finding]:
-    if source.node.name != "__call__" or inspect.isroutine(reward):
-        return
-    owner = source.node.args.args[0].arg if source.node.args.args else "self"
+def _object_state(source: _Source) -> Iterator[Finding]:
     for node in ast.walk(source.node):
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
             continue
-        for target in targets:
-            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == owner:
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Attribute) and source.is_self(target.value):
                 yield _state(f"{source.place(node)}: the reward assigns its attribute {target.attr}")
 
 

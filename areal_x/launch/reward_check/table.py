@@ -90,7 +90,7 @@ def _outcomes(report: RewardReport) -> RenderableType:
     for status, count in counts.items():
         if count or status == "ok":
             first = next((o.error for run in report.runs.outcomes for o in run if o.status == status and o.error), "")
-            line, place = digest(first or "")
+            line, place = digest((first or "").removeprefix(f"reward {report.name}: "))
             shown = clipped(line, _SHOWN_TEXT) + (f" ({place})" if place else "")
             style = _STYLES["ok"] if status == "ok" else _STYLES["error"] if first else ""
             table.add_row(Text(status, style=style), f"{count:,}", f"{count / total:.1%}", Text(shown))
