@@ -95,7 +95,9 @@ def find_gold(gold: str) -> FoundAnswer:
         return FoundAnswer(_plain(_first_group(alone)), "gold", context=text)
     if "\n" in text or len(text) > _REGION:
         return _behind_anchor(text) or _at_end(text) or FoundAnswer(text, "gold", whole=False)
-    return FoundAnswer(_plain(text), "gold", whole="$" not in text.replace("\\$", ""))
+    # A number outside of mathematics stays what it is written as, 0.5 a decimal: a box would make it 1/2.
+    context = text if re.fullmatch(_NUMBER, text) else None
+    return FoundAnswer(_plain(text), "gold", whole="$" not in text.replace("\\$", ""), context=context)
 
 
 def _boxes(text: str) -> str | None:
