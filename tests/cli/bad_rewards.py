@@ -254,6 +254,10 @@ def counts_tokens(prompt_ids: list[int], completion_ids: list[int]) -> RewardRes
     return RewardResult(float(len(completion_ids) > 3), parts=parts)
 
 
+def not_if_cut_off(completions: str, answer: str, truncated: bool) -> float | None:
+    return None if truncated else good(completions, answer).value
+
+
 def takes_everything(completions: str, **columns: object) -> float:
     return float(len(completions) % 2)
 

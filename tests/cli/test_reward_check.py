@@ -187,6 +187,12 @@ def test_a_tokenizer_renders_the_prompt_and_makes_the_ids(tmp_path: Path) -> Non
     assert report.of_kind("gold")[0][1].parts == {"prompt": 3.0, "completion": 4.0}
 
 
+def test_a_reward_may_ask_whether_the_completion_was_cut_off() -> None:
+    report = check("not_if_cut_off")
+    assert {outcome.status for _, outcome in report.of_kind("truncated")} == {"not_applicable"}
+    assert {outcome.status for _, outcome in report.of_kind("gold")} == {"ok"} and report.findings == []
+
+
 def test_a_group_reward_gets_all_completions_of_an_item() -> None:
     report = check("best_of_group", group_size=4)
     assert report.is_group and len(report.samples) == 12
@@ -231,8 +237,8 @@ def test_an_interrupt_ends_a_check_in_a_notebook() -> None:
 
     loop = asyncio.new_event_loop()
     timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         loop.run_until_complete(cell())
     timer.join()
     loop.close()

@@ -14,7 +14,7 @@ from typing import Any
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.import_paths import nearest
 from areal_x.api.reward_api import AsyncRewardWrapper
-from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, RewardArguments, innermost
+from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, TRUNCATED, RewardArguments, innermost
 from areal_x.launch.reward_check.completion_file import read_samples
 from areal_x.launch.reward_check.derived import derive_samples
 from areal_x.launch.reward_check.finding import Finding
@@ -189,14 +189,14 @@ async def _users_step(report: RewardReport, name: str, step: Callable[[], Awaita
 
 def _argument_findings(function: Any, wrapper: AsyncRewardWrapper, items: CheckData) -> list[Finding]:
     """What the names of the columns and of the arguments show."""
-    reserved = GROUP_ARGUMENTS if wrapper.is_group else REWARD_ARGUMENTS
+    reserved = (*(GROUP_ARGUMENTS if wrapper.is_group else REWARD_ARGUMENTS), TRUNCATED)
     columns = set(items.rows[0]) - {items.prompt_key}
     arguments = RewardArguments.of(function, wrapper.name)
     known = sorted({*columns, *reserved})
     try:
         wrapper.check_columns(columns)
     except DataError as error:
-        if columns & set(reserved):
+        if columns & (set(reserved) if wrapper.takes_truncated else set(reserved) - {TRUNCATED}):
             return [Finding("column_collision", "error", str(error), "rename the column in the data file")]
         missing = next((name for name in arguments.required if name not in known), "")
         fix = f"rename the argument, or give it a default{nearest(missing, known)}"

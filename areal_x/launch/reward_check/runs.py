@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.api.reward_arguments import TRUNCATED
 from areal_x.api.reward_records import RewardOutcome, RewardSample
 from areal_x.launch.reward_check.loop_watch import LoopWatch, Stall
 from areal_x.launch.reward_check.options import CheckOptions
@@ -147,7 +148,7 @@ async def _score_unit(wrapper: AsyncRewardWrapper, unit: list[Sample], texts: Pr
         return await wrapper.group_outcomes([_record(sample, texts) for sample in unit])
     (sample,) = unit
     record = _record(sample, texts)
-    columns = dict(sample.columns)
+    columns = sample.columns | ({TRUNCATED: sample.truncated} if wrapper.takes_truncated else {})
     outcome = await wrapper.outcome(
         record.prompt, record.completion, record.prompt_ids, record.completion_ids, **columns
     )
