@@ -29,7 +29,7 @@ async def slime(request: web.Request) -> web.Response:
 
 
 async def openrlhf(request: web.Request) -> web.Response:
-    """{"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], "scores": [...], "extra_logs": {...}}"""
+    """{"query": [...], "prompts": [...], "labels": [...]} -> {"rewards": [...], "scores": [...], "extra_logs": {}}"""
     batch = await request.json()
     responses = [query.removeprefix(prompt) for query, prompt in zip(batch["query"], batch["prompts"], strict=True)]
     rewards = [score(*sample) for sample in zip(batch["prompts"], responses, batch["labels"], strict=True)]

@@ -281,7 +281,7 @@ async def public_server(location: str, status: int = 307) -> AsyncIterator[int]:
 
 
 def resolver() -> FakeResolver:
-    return FakeResolver(rewards_example_com=[PUBLIC], inside_example=["127.0.0.1"], localtest_me=["127.0.0.1"])
+    return FakeResolver(rewards_example_com=[PUBLIC], inside_example=["127.0.0.1"])
 
 
 LISTED = {"allowed_hosts": [HOST, PUBLIC], "max_attempts": 2}
@@ -300,6 +300,7 @@ WAYS_INSIDE = [
     "http://ⓛocalhost:{port}/admin",
     "http://inside.example:{port}/admin",
     "http://localtest.me:{port}/admin",
+    "http://127.0.0.1.nip.io:{port}/admin",
     "//127.0.0.1:{port}/admin",
 ]
 
@@ -318,7 +319,8 @@ class WithLocalhost(FakeResolver):
 @pytest.mark.parametrize("way", WAYS_INSIDE)
 async def test_a_redirect_does_not_lead_inside(way: str, inside: Inside) -> None:
     location = way.format(port=inside.port)
-    names = WithLocalhost(rewards_example_com=[PUBLIC], inside_example=["127.0.0.1"], localtest_me=["127.0.0.1"])
+    leading_inside = {name: ["127.0.0.1"] for name in ("inside.example", "localtest.me", "127.0.0.1.nip.io")}
+    names = WithLocalhost(rewards_example_com=[PUBLIC], **leading_inside)
     async with public_server(location) as port:
         assert '"inside": true' in await bare_post(f"http://{HOST}:{port}/score", names)
         assert len(inside.reached) == 1

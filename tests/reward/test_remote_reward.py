@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ async def test_through_the_wrapper_with_key_start_metrics_and_close() -> None:
     [("429", 3), ("500", 3), ("503", 3), ("reset", 3), ("truncated", 3), ("drip", 2), ("never", 2)],
 )
 async def test_faults_that_may_pass_are_tried_again(fault: str, attempts: int) -> None:
-    async with faulty([fault] * (attempts - 1) + ["ok"]) as server, started(server.url, timeout_seconds=0.3) as reward:
+    async with faulty([fault] * (attempts - 1) + ["ok"]) as server, started(server.url, timeout_seconds=0.8) as reward:
         assert (await reward(prompt="p", completions="abc", answer=1))["reward"] == 3.0
         assert observed(reward.metrics()) == in_those_names(server.injected)
         assert len(server.requests) == attempts
@@ -122,7 +122,7 @@ async def test_retry_after_is_waited_for_in_full() -> None:
     async with faulty(["429:0.6", "ok"]) as server, started(server.url) as reward:
         began = time.monotonic()
         await reward(prompt="p", completions="abc", answer=1)
-        assert 0.6 <= time.monotonic() - began < 2.0
+        assert 0.6 <= time.monotonic() - began < 5.0
 
 
 async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> None:
@@ -130,7 +130,7 @@ async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> 
         began = time.monotonic()
         with pytest.raises(RemoteRewardError, match=r"no server may be asked within deadline_seconds=10; .*HTTP 429"):
             await reward(prompt="p", completions="abc", answer=1)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert len(server.requests) == 1
 
 
@@ -149,7 +149,7 @@ async def test_a_reply_that_never_ends_is_bounded_by_the_deadline(fault: str) ->
         began = time.monotonic()
         outcome = await wrapper.outcome("p", "abc", answer=1)
         assert outcome.status == "timeout" and "deadline_seconds=0.5" in str(outcome.error)
-        assert 0.4 < time.monotonic() - began < 1.5
+        assert 0.4 < time.monotonic() - began < 5.0
         assert_accounted(reward.metrics())
 
 
@@ -233,10 +233,10 @@ async def test_a_label_that_json_cannot_carry_is_an_error_of_the_data() -> None:
 
 
 async def test_concurrency_is_bounded_and_the_wait_for_a_slot_does_not_count() -> None:
-    options = {"max_concurrent": 3, "timeout_seconds": 0.4, "deadline_seconds": 0.4}
+    options = {"max_concurrent": 3, "timeout_seconds": 0.8, "deadline_seconds": 0.8}
     async with faulty(delay=0.1) as server, started(server.url, **options) as reward:
-        results = await asyncio.gather(*(reward(prompt="p", completions="abc", answer=1) for _ in range(24)))
-        assert len(results) == 24 and server.most_in_flight == 3
+        results = await asyncio.gather(*(reward(prompt="p", completions="abc", answer=1) for _ in range(36)))
+        assert len(results) == 36 and server.most_in_flight == 3
 
 
 async def test_a_cancelled_call_leaves_nothing_behind() -> None:
@@ -268,7 +268,7 @@ async def test_every_call_is_accounted_for_with_all_faults(capsys: pytest.Captur
             return plan[name]
         return "ok"
 
-    async with faulty(script) as server, started(server.url, max_concurrent=64, timeout_seconds=1.0) as reward:
+    async with faulty(script) as server, started(server.url, max_concurrent=64, timeout_seconds=2.0) as reward:
         calls = (reward(prompt=f"{number:04}", completions="x" * (number % 7), answer=number) for number in range(600))
         results = await asyncio.gather(*calls)
         assert [(r["reward"], r["label"]) for r in results] == [(float(n % 7), n) for n in range(600)]
@@ -293,7 +293,7 @@ async def test_two_thousand_concurrent_calls_with_one_percent_faults() -> None:
 
     async with faulty(script) as a, faulty(script) as b, faulty(script) as c:
         urls = [a.url, b.url, c.url]
-        async with started(urls, max_concurrent=2000, timeout_seconds=8.0, deadline_seconds=30.0) as reward:
+        async with started(urls, max_concurrent=2000, timeout_seconds=5.0, deadline_seconds=30.0) as reward:
             calls = (reward(prompt="p", completions="x" * (i % 50), answer=i) for i in range(2000))
             results = await asyncio.gather(*calls)
             metrics = reward.metrics()
@@ -349,42 +349,52 @@ def two_processes() -> Iterator[list[ServerProcess]]:
             server.kill()
 
 
-async def steady_calls(reward: RemoteReward, seconds: float, concurrency: int) -> AsyncIterator[Any]:
-    """Results as they come, of calls one after another in ``concurrency`` lanes."""
-    until = time.monotonic() + seconds
-    pending = {asyncio.create_task(reward(prompt="p", completions="abc", answer=1)) for _ in range(concurrency)}
+async def steady_calls(reward: RemoteReward, wanted: Callable[[int], bool]) -> AsyncIterator[int]:
+    """How many rewards came, one after another, of calls in 16 lanes that go on as long as they are wanted."""
+
+    async def call() -> Any:
+        return await reward(prompt="p", completions="abc", answer=1)
+
+    count = 0
+    pending = {asyncio.create_task(call()) for _ in range(16)}
     while pending:
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            yield task.result()
-            if time.monotonic() < until:
-                pending.add(asyncio.create_task(reward(prompt="p", completions="abc", answer=1)))
+            assert task.result()["reward"] == 3.0
+            count += 1
+            yield count
+            if wanted(count):
+                pending.add(asyncio.create_task(call()))
 
 
 async def test_a_killed_server_is_left_out_and_taken_back(two_processes: list[ServerProcess]) -> None:
     """No call fails while one of two servers is dead, and the one that comes back is used again."""
     first, second = two_processes
-    async with started([first.url, second.url], cooldown_seconds=0.2) as reward:
-        count = 0
-        async for result in steady_calls(reward, 0.5, 16):
-            count += 1
-            assert result["reward"] == 3.0
+    async with started([first.url, second.url], cooldown_seconds=0.2, timeout_seconds=5.0) as reward:
+        async for count in steady_calls(reward, lambda count: count < 400):
             if count == 100:
+                assert reward.metrics()["server_0/attempts"] > 20
                 first.kill()
         metrics = reward.metrics()
-        assert count > 150 and metrics["succeeded"] == count and metrics["failed"] == 0
-        assert metrics["fault/connect"] + metrics["fault/reset"] > 0
+        assert metrics["succeeded"] == metrics["calls"] >= 400
+        assert 0 < metrics["fault/connect"] + metrics["fault/reset"] < 50
         assert metrics["servers_in_service"] == 1
-        # Out of service, it is tried by one call in each cool-down, not by all.
-        refused = metrics["fault/connect"]
-        attempts = metrics["server_0/attempts"]
+
+        refused, attempts = metrics["fault/connect"], metrics["server_0/attempts"]
         first.start()
-        async for result in steady_calls(reward, 0.8, 16):
-            assert result["reward"] == 3.0
+        until = time.monotonic() + 20
+        async for _ in steady_calls(reward, lambda _: is_still_out(reward) and time.monotonic() < until):
+            pass
+        async for _ in steady_calls(reward, lambda count: count < 100):
+            pass
         metrics = reward.metrics()
         assert metrics["servers_in_service"] == 2 and metrics["server_0/attempts"] > attempts + 20
-        assert metrics["fault/connect"] <= refused + 3
+        assert metrics["fault/connect"] == refused and metrics["failed"] == 0
         assert_accounted(metrics)
+
+
+def is_still_out(reward: RemoteReward) -> bool:
+    return reward.metrics()["servers_in_service"] < 2
 
 
 async def test_all_servers_down_is_an_error_with_what_each_said_last(two_processes: list[ServerProcess]) -> None:
