@@ -98,6 +98,20 @@ class Judge:
             raise RuntimeError("was never used")
 
 
+class NeedsAKey:
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        self.key = os.environ["A_KEY_THAT_NOBODY_HAS"]
+
+    def __call__(self, completions: str) -> float:
+        return 1.0
+
+
+def always_raises(completions: str) -> float:
+    raise NotImplementedError(f"no score of {completions!r}")
+
+
 def always_half(completions: str) -> float:
     return 0.5
 

@@ -132,6 +132,13 @@ def test_findings_name_the_place_and_the_fix() -> None:
     assert "2 results for a group of" in message(check("one_too_few", group_size=3), "not_a_reward")
 
 
+def test_errors_of_one_line_are_one_finding_whatever_they_say() -> None:
+    report = check("always_raises")
+    assert [finding.name for finding in report.findings] == ["raises"]
+    assert "42 of 42 calls raise NotImplementedError" in report.findings[0].message
+    assert "gold solutions, too" in report.findings[0].fix
+
+
 def test_a_column_like_a_reward_argument_is_found_before_anything_runs() -> None:
     report = check("good", data=[{"prompt": "1+1", "answer": "2", "completions": "x"}])
     assert report.finding_names() == {"column_collision"} and not report.outcomes and not report.ok

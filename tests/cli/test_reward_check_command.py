@@ -77,6 +77,7 @@ def test_completions_of_a_file_are_compared_with_its_scores(data: str, capsys: A
     [
         (["gsm9k"], "did you mean 'gsm8k'?"),
         (["nowhere.py:score"], "there is no file"),
+        ([f"{FILE}:NeedsAKey"], "cannot be made with options (none): KeyError: 'A_KEY_THAT_NOBODY_HAS'"),
         (["gsm8k", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["gsm8k", "--prompt-key", "text"], "--prompt-key names the prompt's column"),
         (["gsm8k", "--completions", "nowhere.jsonl"], "nowhere.jsonl: no such file"),

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from areal_x.api.errors import ConfigError, DataError
+from areal_x.api.errors import ArealXError, ConfigError, DataError
 from areal_x.api.import_paths import nearest
 from areal_x.api.reward_api import AsyncRewardWrapper
 from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, TRUNCATED, RewardArguments, innermost
@@ -155,11 +155,19 @@ def _reward_function(reward: Callable[..., Any] | str, dataset: str | None, kwar
 
         try:
             return get_reward_fn(reward, dataset=dataset, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"kwargs={kwargs}: {error}") from error
+        except ArealXError:
+            raise
+        except Exception as error:  # The boundary to the constructor of the user's class.
+            text = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"reward {reward!r} cannot be made with options {_names(kwargs)}: {text}") from error
     if kwargs:
-        raise ConfigError(f"kwargs={kwargs}: bind them with functools.partial, or give the reward by its name")
+        raise ConfigError(f"options {_names(kwargs)}: bind them with functools.partial, or give the reward by its name")
     return reward
+
+
+def _names(kwargs: Mapping[str, Any]) -> str:
+    """What may be shown of options: one may be a key."""
+    return ", ".join(kwargs) or "(none)"
 
 
 def _wrapped(report: RewardReport, function: Any, pool: ObservedPool) -> AsyncRewardWrapper | None:

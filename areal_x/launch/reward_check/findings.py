@@ -74,12 +74,15 @@ def _failures(report: RewardReport) -> Iterator[Finding]:
         if outcome.status == "error" and "Traceback" in str(outcome.error):
             line, place = digest(str(outcome.error))
             raised.setdefault((line.partition(":")[0], place), []).append(line)
+    gold_fails = any(outcome.status == "error" for _, outcome in report.of_kind("gold"))
     for (_, place), lines in sorted(raised.items(), key=lambda item: -len(item[1]))[:_SHOWN_ERRORS]:
         yield Finding(
             "raises",
             "error",
             f"{len(lines)} of {total} calls raise {clipped(lines[0], 200)}{f' at {place}' if place else ''}",
-            "handle the texts that models write (empty, cut off, garbage), by a score or None",
+            "it fails for gold solutions, too: see the traceback above"
+            if gold_fails
+            else "handle the texts that models write (empty, cut off, garbage), by a score or None",
         )
 
 
