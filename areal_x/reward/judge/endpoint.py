@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -101,12 +103,10 @@ class Endpoint:
 def _make_client(settings: ServerSettings, key: str) -> AsyncOpenAI:
     import openai
 
-    try:
-        from httpx2 import Limits
-    except ImportError:  # The client's first and second version stand on httpx.
-        from httpx import Limits
+    # The client stands on httpx2 since its third version.
+    http_library = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
     # None would mean 100 connections to aiohttp. Kept alive, a connection saves a third of a request's cost.
-    limits = Limits(
+    limits = http_library.Limits(
         max_connections=settings.max_concurrent,
         max_keepalive_connections=settings.max_concurrent,
         keepalive_expiry=15.0,

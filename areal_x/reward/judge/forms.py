@@ -14,7 +14,7 @@ __all__ = ["ParserName", "check_scale", "check_words", "make_parser", "make_winn
 ParserName = Literal["json", "number", "regex", "choice"]
 
 
-def check_scale(scale: Sequence[float]) -> Scale:
+def check_scale(scale: Any) -> Scale:
     """The scale of two numbers.
 
     Raises:

@@ -113,6 +113,8 @@ class LLMJudge:
             raise ConfigError(f"reward 'judge': pattern and choices go with mode=single, not with {mode!r}")
         if reference is not None and mode != "pairwise":
             raise ConfigError(f"reward 'judge': reference goes with mode=pairwise, not with {mode!r}")
+        if reference is not None:
+            check_column("judge", "reference", reference)
         self._mode: Single | Pairwise | Ranking
         if mode == "single":
             form = make_parser(parser, on_scale, key, pattern, words)
@@ -122,7 +124,7 @@ class LLMJudge:
             check_choice("judge", "parser", parser, ("json", "choice"))
             form = make_winner_parser(parser, WINNERS)
             templates = JudgePrompt(mode, prompt, system, rubric, form.instruction)
-            self._mode = Pairwise(templates, form, voting, reference and check_column("judge", "reference", reference))
+            self._mode = Pairwise(templates, form, voting, reference)
         else:
             check_choice("judge", "parser", parser, ("json", "number"))
             ranks = RankingParser(parser == "json")
