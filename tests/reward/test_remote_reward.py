@@ -128,7 +128,7 @@ async def test_retry_after_is_waited_for_in_full() -> None:
 async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> None:
     async with faulty(["429:3600"]) as server, started(server.url) as reward:
         began = time.monotonic()
-        with pytest.raises(RemoteRewardError, match=r"no server may be asked within deadline_seconds=10; .*HTTP 429"):
+        with pytest.raises(RemoteRewardError, match=r"no reward within deadline_seconds=10; .*HTTP 429"):
             await reward(prompt="p", completions="abc", answer=1)
         assert time.monotonic() - began < 5.0
         assert len(server.requests) == 1
@@ -136,7 +136,7 @@ async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> 
 
 async def test_attempts_are_bounded() -> None:
     async with faulty(["500"]) as server, started(server.url, max_attempts=4, cooldown_seconds=0.02) as reward:
-        with pytest.raises(RemoteRewardError, match=r"no reward after max_attempts=4; http://127.*HTTP 500 no"):
+        with pytest.raises(RemoteRewardError, match=r"no reward within max_attempts=4; http://127.*HTTP 500 no"):
             await reward(prompt="p", completions="abc", answer=1)
         assert len(server.requests) == 4
         assert observed(reward.metrics()) == {"http_5xx": 4}
@@ -418,10 +418,12 @@ async def test_no_such_name_is_an_error_that_names_it() -> None:
             await reward(prompt="p", completions="abc", answer=1)
 
 
-async def test_deadline_error_is_a_timeout_of_rewards() -> None:
-    async with faulty(["never"]) as server, started(server.url, timeout_seconds=0.2, deadline_seconds=0.2) as reward:
-        with pytest.raises(RewardTimeoutError, match=r"attempt 1; http://127\.0\.0\.1:\d+: no complete reply within"):
+@pytest.mark.parametrize("options", [{"max_attempts": 1}, {"deadline_seconds": 0.2}, {"deadline_seconds": 0.3}])
+async def test_no_reply_in_time_is_a_timeout_at_every_limit(options: dict[str, Any]) -> None:
+    async with faulty(["never"]) as server, started(server.url, **({"timeout_seconds": 0.2} | options)) as reward:
+        with pytest.raises(RewardTimeoutError, match=r"http://127\.0\.0\.1:\d+.*: no complete reply within"):
             await reward(prompt="p", completions="abc", answer=1)
+        assert reward.metrics()["timed_out"] == 1
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [

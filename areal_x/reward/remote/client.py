@@ -82,7 +82,7 @@ class ServersClient:
 
         Raises:
             RemoteRewardError: no server gave a reward.
-            RewardTimeoutError: the deadline passed during an attempt.
+            RewardTimeoutError: the same, and the last attempt got no reply in time.
         """
         self._counts["calls"] += 1
         ending = "failed"
@@ -106,39 +106,42 @@ class ServersClient:
         until = time.monotonic() + limits.deadline_seconds
         not_before: dict[Server, float] = {}
         faults: Counter[Server] = Counter()
-        for number in range(1, limits.max_attempts + 1):
+        last: AttemptError | None = None
+        for _ in range(limits.max_attempts):
             attempt = await self._next_attempt(not_before, until)
+            if attempt is None:
+                raise self._given_up(f"deadline_seconds={limits.deadline_seconds:g}", last)
             server = attempt.server
             try:
                 return await self._try(attempt, body, read, until)
             except AttemptError as error:
                 if not error.is_retried:
                     raise RemoteRewardError(f"{server.target.origin}: {error}") from None
-                now = time.monotonic()
-                if now >= until:
-                    message = f"no reward within deadline_seconds={limits.deadline_seconds:g}, attempt {number}"
-                    raise RewardTimeoutError(f"{message}; {self._servers.report(now)}") from None
+                last = error
                 faults[server] += 1
                 longest = _LONGEST_BACKOFF_SECONDS
                 pause = backoff_seconds(faults[server], error.retry_after, limits.backoff_seconds, longest)
-                not_before[server] = now + pause
-        message = f"no reward after max_attempts={limits.max_attempts}"
-        raise RemoteRewardError(f"{message}; {self._servers.report(time.monotonic())}")
+                not_before[server] = time.monotonic() + pause
+        raise self._given_up(f"max_attempts={limits.max_attempts}", last)
 
-    async def _next_attempt(self, not_before: Mapping[Server, float], until: float) -> Attempt:
-        """Wait until a server may be asked, no longer than ``until``."""
-        while True:
-            now = time.monotonic()
+    def _given_up(self, limit: str, last: AttemptError | None) -> RewardError:
+        """The error of a call that reached a limit; a time-out if its last attempt was one."""
+        error = RewardTimeoutError if last is not None and last.kind == "timeout" else RemoteRewardError
+        return error(f"no reward within {limit}; {self._servers.report(time.monotonic())}")
+
+    async def _next_attempt(self, not_before: Mapping[Server, float], until: float) -> Attempt | None:
+        """Wait until a server may be asked; None if that is not before ``until``."""
+        while (now := time.monotonic()) < until:
             attempt = self._servers.choose(now, not_before)
             if attempt is not None:
                 return attempt
             wake = self._servers.next_time(not_before)
-            if now >= until or (wake >= until and not self._servers.any_probed()):
-                message = f"no server may be asked within deadline_seconds={self._limits.deadline_seconds:g}"
-                raise RemoteRewardError(f"{message}; {self._servers.report(now)}")
+            if wake >= until and not self._servers.any_probed():
+                return None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(wake, until) - now):
                     await self._probe_ended.wait()
+        return None
 
     async def _try(self, attempt: Attempt, body: bytes, read: Callable[[bytes], Any], until: float) -> Any:
         """One attempt; how it ends goes to the counts and to the server's record."""

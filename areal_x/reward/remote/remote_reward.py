@@ -130,7 +130,7 @@ class RemoteReward:
 
         Raises:
             RemoteRewardError: no server gave one.
-            RewardTimeoutError: the deadline passed during an attempt.
+            RewardTimeoutError: the same, and the last attempt got no reply in time.
             DataError: there is no label column, or it cannot be written as JSON.
         """
         if self._client is None:
