@@ -78,13 +78,17 @@ def run_bounded(job: Callable[[], Any], limits: Limits) -> Any:
     if pid == 0:
         _run_child(job, limits, write_end, parent)
     os.close(write_end)
-    status: int | None = None
+    deadline = time.monotonic() + limits.time_limit
+    reply = status = None
     try:
-        reply = _read_until(read_end, time.monotonic() + limits.time_limit)
+        reply = _read_until(read_end, deadline)
+        if reply is not None and not reply.endswith(b"\n"):
+            status = _exit_status(pid, deadline)
     finally:
         os.close(read_end)
-        status = _end(pid)
-    if reply is None:
+        if status is None:
+            _kill(pid)
+    if reply is None or (status is None and not reply.endswith(b"\n")):
         raise LimitReached("math_time_limit")
     return _unpack(reply, status)
 
@@ -104,17 +108,26 @@ def _read_until(read_end: int, deadline: float) -> bytes | None:
             return b"".join(chunks)
 
 
-def _end(pid: int) -> int | None:
-    """Kill and reap the child; its wait status if it had ended by itself."""
+def _exit_status(pid: int, deadline: float) -> int | None:
+    """Reap a child that closed its pipe; None if it had not ended by the deadline."""
+    pidfd = os.pidfd_open(pid)
     try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status
-        # It has answered and is leaving, or has to go: either way nothing of it is needed any more.
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+    finally:
+        os.close(pidfd)
+    return os.waitpid(pid, 0)[1]
+
+
+def _kill(pid: int) -> None:
+    """End a child that has answered and is leaving, or that has to go: nothing of it is needed any more."""
+    try:
         os.kill(pid, signal.SIGKILL)
-        return os.waitpid(pid, 0)[1]
-    except ChildProcessError:
-        return None  # The process that we are in reaps all children, or ignores their deaths.
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # This process ignores SIGCHLD: the kernel has reaped it.
 
 
 def _unpack(reply: bytes, status: int | None) -> Any:

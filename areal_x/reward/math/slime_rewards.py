@@ -9,7 +9,7 @@ from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking
 from areal_x.reward.math.bounded_child import LimitReached
 from areal_x.reward.math.finding import FoundAnswer, find_answer, find_gold
-from areal_x.reward.math.grading import MathGrader, is_equal
+from areal_x.reward.math.grading import MathGrader, is_equal, refusal
 from areal_x.reward.math.slime_grader import grade_dapo, grade_deepscaler
 from areal_x.reward.math.slime_strings import dapo_form, hendrycks_form
 from areal_x.reward.registry import register_reward
@@ -112,7 +112,8 @@ class DapoReward(MathGrader):
             return RewardResult(-1.0, parts={"acc": 0.0}, metadata={"reason": "no_answer"})
         metadata = {"answer": found.text[:200], "source": found.source}
         try:
-            right = dapo_form(gold.text) == dapo_form(found.text) or is_equal(gold, found, self.limits)
+            same_form = refusal(found.text) is None and dapo_form(gold.text) == dapo_form(found.text)
+            right = same_form or is_equal(gold, found, self.limits)
         except LimitReached as limit:
             return self.limit_verdict(limit, metadata)
         return RewardResult(1.0 if right else -1.0, parts={"acc": float(right)}, metadata=metadata)
