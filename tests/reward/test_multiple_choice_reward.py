@@ -116,6 +116,30 @@ def test_the_text_of_a_gold_without_options() -> None:
     assert reward(completions="The answer is York", answer="New York").value == 0.0
 
 
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("The answer is A", 1.0),
+        ("The answer is A because it rains", 1.0),
+        ("the answer is a.", 1.0),
+        ("The answer is (a), the first", 1.0),
+        ("The answer is a mystery", 0.0),
+        ("Answer: A good question", 0.0),
+        ("A. London\nB. Paris", 0.0),
+        ("London\nA. London", 1.0),
+    ],
+)
+def test_an_article_is_no_option(completion: str, value: float) -> None:
+    assert get_reward_fn("gpqa")(completions=completion, answer="A", choices=CITIES).value == value
+
+
+def test_an_option_in_latex_is_read_to_its_last_brace() -> None:
+    choices = [r"\frac{1}{3}", r"\frac{1}{2}"]
+    completion = r"So \boxed{\frac{1}{2}} is what I found, as it should be"
+    assert get_reward_fn("gpqa")(completions=completion, answer=1, choices=choices).value == 1.0
+    assert get_reward_fn("gpqa")(completions=completion, answer=0, choices=choices).value == 0.0
+
+
 def test_options_that_differ_in_case_only_are_told_apart_by_letters() -> None:
     reward = get_reward_fn("multiple_choice")
     assert reward(completions="The answer is aa", answer="AA", choices=["aa", "Bb", "AA"]).value == 0.0
@@ -186,6 +210,7 @@ def test_columns_are_options() -> None:
         ("Not C", "C", {}, 1.0, 0.0),
         ("C or D", "D", {}, 1.0, 0.0),
         ("C", 2, {"correct_letter": "B"}, 1.0, 0.0),
+        ("C", 2.7, {}, 1.0, None),
         ("Answer: c", "c", {"choices": CITIES}, 1.0, 1.0),
         ("</think>B</think>C", "C", {}, 1.0, 1.0),
         ("the answer", "E", {"valid_letters": ["X", "Y"]}, 1.0, None),

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_a_function_and_a_module_register_rewards(site: Path) -> None:
     assert "letters" in reward_list() and "not loaded" not in reward_list()
 
 
-def test_packages_are_imported_once_and_only_when_they_are_asked(site: Path) -> None:
+def test_packages_are_imported_once_and_only_when_they_are_asked(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+    search = metadata.entry_points
+    monkeypatch.setattr(metadata, "entry_points", lambda **group: searches.append(group) or search(**group))
     install(
         site,
         "counting",
@@ -89,6 +93,7 @@ def test_packages_are_imported_once_and_only_when_they_are_asked(site: Path) -> 
         get_reward_fn("counted")
         list_rewards()
     assert (site / "imports").read_text() == "x"
+    assert searches == [{"group": "areal_x.rewards"}]
 
 
 def test_a_broken_package_is_told_and_harms_no_other(site: Path) -> None:

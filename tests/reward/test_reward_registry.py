@@ -221,6 +221,8 @@ def test_a_failed_claim_leaves_the_registry_as_it_was() -> None:
 def test_the_table_fits_the_screen() -> None:
     lines = reward_table(list_rewards()).splitlines()
     assert max(map(len, lines)) <= 120
+    words = " ".join(lines).replace(",", " ").split()
+    assert {dataset for entry in list_rewards() for dataset in entry.datasets} <= set(words)
     starts = [lines[0].index(heading) for heading in ("name", "data sets", "extracts", "returns")]
     for line in lines[1:]:
         assert all(line[start - 1 : start].strip() == "" for start in starts[1:]), line
