@@ -55,13 +55,14 @@ def _is_cheap_to_import(spec: str, key: str) -> bool:
     Raises:
         ConfigError: there is no such package.
     """
-    spec = split_library(spec)[1]
+    given, spec = spec, split_library(spec)[1]
     module = spec.partition(":")[0] if ".py" in spec else spec.rpartition(":")[0] or spec.rpartition(".")[0]
     if ".py" in (spec[-3:], module.rstrip(":")[-3:]) or module.startswith("areal_x."):
         return True
     package = module.partition(".")[0]
     if not package or importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{key}={spec!r}: there is no package {package!r}; write package.module:NAME or file.py:NAME")
+        problem = f"there is no package {package!r}" if package else "names no module"
+        raise ConfigError(f"{key}={given!r}: {problem}; write package.module:NAME or file.py:NAME")
     return False
 
 

@@ -62,7 +62,7 @@ def _walk_key(key: str) -> Iterator[tuple[str, Any]]:
     cls: Any = ExperimentConfig
     parts = iter(key.split("."))
     for part in parts:
-        annotation = _fields(cls).get(part) if dataclasses.is_dataclass(cls) else None
+        annotation = _fields(typing.cast(type, cls)).get(part) if dataclasses.is_dataclass(cls) else None
         yield part, annotation
         if (entry := _entry_type(annotation)) is not None:
             if next(parts, None) is None:
