@@ -33,7 +33,7 @@ class StepReporter:
     Args:
         decode_tokens: the text of each token of a sequence.
         num_samples: how many samples of a step are written, -1 for all.
-        reward_totals: running totals of the reward's own (calls, tokens, cost), reported as ``reward/<total>``.
+        reward_totals: running totals of the reward's own (calls, tokens, cost), reported as ``scoring/<total>``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StepReporter:
         )
         metrics: dict[str, float] = {"step": finished.step, "version": finished.version}
         metrics |= finished.metrics | reward_metrics(finished.groups) | self._outcomes(finished)
-        metrics |= {f"reward/{name}": value for name, value in self._reward_totals().items()}
+        metrics |= {f"scoring/{name}": value for name, value in self._reward_totals().items()}
         self._writer.write_trajectories(records)
         self._writer.write_step(metrics)
         self._display.step(metrics)

@@ -91,7 +91,7 @@ def test_each_reward_is_logged_and_the_sum_is_processed(run: FinishedRun) -> Non
 
 @pytest.mark.timeout(180)
 def test_the_totals_of_a_reward_s_own_are_logged(run: FinishedRun) -> None:
-    totals = values(run.rows(), "reward/style/calls")
+    totals = values(run.rows(), "scoring/style/calls")
     assert totals == sorted(totals) and totals[0] >= 1000 + 32
 
 
