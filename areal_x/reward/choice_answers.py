@@ -43,6 +43,7 @@ _FINAL_LETTER = re.compile(
     r"\b(?:therefore|thus|hence|so|it is|it's|must be|should be),? (?:option |choice )?\(?([A-Z])\)?[\s.!]*$",
     re.IGNORECASE,
 )
+_TAIL, _TAIL_MARGIN = 4000, 100
 _MAX_CHOICE_LENGTH = 1000
 _MAX_STATEMENTS = 200
 """So many are looked at, from the last one on, lest a completion made of them takes seconds."""
@@ -80,9 +81,18 @@ def stated_choice(text: str, choices: Sequence[str]) -> Statement:
         text: the completion behind its thought.
         choices: normalised texts of the options.
     """
+    if len(text) > _TAIL:
+        # Most statements stand at the end. What the cut may have gone through is not looked at.
+        statement = _last_statement(_clean(text[-_TAIL:]), choices, skip=_TAIL_MARGIN)
+        if statement is not None:
+            return statement
     text = _clean(text)
-    found = [(match.end(), "") for match in _MARKER.finditer(text)]
-    found += [(match.end(), match.group(1)) for match in _VERDICT.finditer(text)]
+    return _last_statement(text, choices) or _last_line(text, choices)
+
+
+def _last_statement(text: str, choices: Sequence[str], skip: int = 0) -> Statement | None:
+    found = [(match.end(), "") for match in _MARKER.finditer(text) if match.start() >= skip]
+    found += [(match.end(), match.group(1)) for match in _VERDICT.finditer(text) if match.start() >= skip]
     denied: set[str | None] = set()
     for end, letter in sorted(found, reverse=True)[:_MAX_STATEMENTS]:
         if letter:
@@ -95,7 +105,7 @@ def stated_choice(text: str, choices: Sequence[str]) -> Statement:
             statement = _statement_at(text, end, choices)
         if statement is not None and (statement.reason or (statement.letter or statement.text) not in denied):
             return statement
-    return _last_line(text, choices)
+    return None
 
 
 def _statement_at(text: str, start: int, choices: Sequence[str]) -> Statement | None:

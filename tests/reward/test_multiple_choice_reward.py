@@ -167,6 +167,16 @@ def test_an_item_without_a_right_option_is_an_error(data: dict[str, Any], messag
         get_reward_fn("multiple_choice")(completions="The answer is A", **data)
 
 
+@pytest.mark.parametrize("before", ["The answer is B. ", "Let me think, word by word. "])
+@pytest.mark.parametrize("completion", rows(RIGHT) + [row for row in rows(WRONG) if row])
+def test_a_long_completion_is_read_from_its_end(completion: str, before: str) -> None:
+    reward = get_reward_fn("gpqa")
+    short = reward(completions=f"{before}\n\n{completion}", answer="C", choices=CITIES)
+    for length in (3_800, 4_000, 4_200, 20_000):
+        long = reward(completions=f"{before * (length // len(before))}\n\n{completion}", answer="C", choices=CITIES)
+        assert (long.value, long.metadata) == (short.value, short.metadata)
+
+
 def test_reasons_are_told() -> None:
     reward = get_reward_fn("gpqa")
     reasons = {"<think> C": "unfinished_think", "who knows": "no_answer", "The answer is C or D": "several_answers"}
