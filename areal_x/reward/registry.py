@@ -39,6 +39,7 @@ _BOXED = "boxed_"
 _BUILTIN_MODULES = (
     "arithmetic",
     "clevr",
+    "code",
     "composite",
     "cosine",
     "f1",
@@ -183,7 +184,7 @@ def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any
         entry = _find(dataset, ask_packages=True)
         if entry is None:
             raise ConfigError(f"data.name={dataset!r} has no built-in reward; set reward.fn{_offer(dataset)}")
-        return _bind(entry.target, entry.name, dataset, kwargs)
+        return _bind_entry(entry, dataset, kwargs)
     library, spec = split_library(name)
     if library is not None:
         from areal_x.reward.adapters import adapt
@@ -191,7 +192,7 @@ def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any
         return adapt(library, spec, kwargs, dataset)
     entry = _find(name, ask_packages="/" in name or not is_import_path(name))
     if entry is not None:
-        return _bind(entry.target, entry.name, dataset, kwargs)
+        return _bind_entry(entry, dataset, kwargs)
     if name.lower().startswith(_BOXED) and not is_import_path(name):
         from areal_x.reward.boxed import boxed_reward
 
@@ -242,6 +243,16 @@ def _offer(name: str) -> str:
     near = get_close_matches(PurePosixPath(name.lower()).name, known, n=3, cutoff=0.5)
     offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(known)}"
     return offer + "".join(f"; not loaded: {failure.error}" for failure in entry_points.failures())
+
+
+def _bind_entry(entry: RewardEntry, dataset: str | None, kwargs: dict[str, Any]) -> RewardFn:
+    """As ``_bind``; the keyword-only options of a registered function are bound even where nobody sets them, so that no
+    column of the data is ever taken for one."""
+    if not entry.is_class:
+        parameters = inspect.signature(entry.target).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        kwargs = options | kwargs
+    return _bind(entry.target, entry.name, dataset, kwargs)
 
 
 def _bind(target: Callable[..., Any], label: str, dataset: str | None, kwargs: dict[str, Any]) -> RewardFn:
