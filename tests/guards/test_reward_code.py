@@ -16,7 +16,6 @@ from checkout import PACKAGE, relative, tree
 CHILD_FILES: dict[str, str] = {
     "areal_x/reward/math/child_guard.py": "evaluates in a forked child, without builtins, behind an audit hook",
     "areal_x/reward/math/slime_grader.py": "parses for SymPy in the same child",
-    "areal_x/reward/sandbox/sandbox.py": "compiles a data set's tests to check their syntax, and runs nothing of it",
     "areal_x/reward/sandbox/child/": "runs programs in the sandbox, which is what it is for",
 }
 """Files that may do it, each with the reason; a folder (with a slash at its end) stands for all files in it."""
