@@ -48,8 +48,14 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["gsm8k", "GSM8K", "openai/gsm8k", "someone/Gsm8k"])
 def test_a_name_or_a_data_set_selects_a_builtin(name: str) -> None:
-    assert get_reward_fn(name) is gsm8k
-    assert get_reward_fn(None, dataset=name) is gsm8k
+    assert innermost(get_reward_fn(name)) is gsm8k
+    assert innermost(get_reward_fn(None, dataset=name)) is gsm8k
+
+
+def test_no_column_of_the_data_is_taken_for_an_option() -> None:
+    bound = RewardArguments.of(get_reward_fn("gsm8k"), "gsm8k").bound
+    assert {"limit_value", "compat"} <= bound
+    assert RewardArguments.of(get_reward_fn("gsm8k", limit_value=0.5), "gsm8k").bound == bound
 
 
 def test_all_builtins_are_listed_with_a_summary() -> None:
