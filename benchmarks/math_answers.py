@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-__all__ = ["KINDS", "chain_of_thought", "pairs"]
+__all__ = ["KINDS", "chain_of_thought", "pairs", "usual_pairs"]
 
 KINDS: dict[str, list[str]] = {
     "integer": ["72", "-72", "0", "7", "1000", "1,000", "123456789", "071", "- 72", "+72"],
@@ -57,6 +57,23 @@ _SENTENCE = (
 )
 
 
+_USUAL_SHARES = {
+    "integer": 60,
+    "fraction": 12,
+    "decimal": 5,
+    "root": 5,
+    "pi": 2,
+    "unit": 4,
+    "interval": 2,
+    "tuple": 3,
+    "polynomial": 3,
+    "choice": 2,
+    "text": 1,
+    "matrix": 1,
+}
+"""Kinds of golds in a hundred, as in collections of competition problems, most of which ask for an integer."""
+
+
 def chain_of_thought(num_bytes: int, seed: int = 0) -> str:
     """Running text with numbers and formulas in it, and without the words and marks that announce an answer."""
     source = random.Random(seed)
@@ -76,3 +93,15 @@ def pairs() -> Iterator[tuple[str, str]]:
             if gold.strip():
                 yield from ((gold, answer) for answer in texts)
                 yield from ((gold, source.choice(everything)) for _ in range(2))
+
+
+def usual_pairs(number: int) -> list[tuple[str, str]]:
+    """Golds of the usual kinds in their usual shares; half of the answers are the gold, half another of its kind."""
+    source = random.Random(2)
+    kinds = source.choices(list(_USUAL_SHARES), list(_USUAL_SHARES.values()), k=number)
+    found = []
+    for index, kind in enumerate(kinds):
+        gold = str(source.randint(0, 9999)) if kind == "integer" else source.choice(KINDS[kind])
+        other = str(source.randint(0, 9999)) if kind == "integer" else source.choice(KINDS[kind])
+        found.append((gold, gold if index % 2 else other))
+    return found
