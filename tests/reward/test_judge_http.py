@@ -428,6 +428,23 @@ async def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert not [text for text in texts if KEY in text]
 
 
+async def test_what_the_environment_says_of_another_account_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "OPENAI_API_KEY": "key-of-openai", "OPENAI_ORG_ID": "our-org", "OPENAI_PROJECT_ID": "our-project",
+        "OPENAI_ADMIN_KEY": "our-admin", "OPENAI_CUSTOM_HEADERS": "X-Team: our-team\nAuthorization: Bearer our-other",
+    }  # fmt: skip
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    async with FaultServer(answer_number) as server:
+        for api_key_env in ("JUDGE_KEY", None):
+            judge = LLMJudge(model="stub", base_url=server.url, api_key_env=api_key_env, parser="number")
+            assert (await judge(prompt="q", completions="a")).value == 0.7
+            await judge.close()
+        assert [seen.headers["Authorization"] for seen in server.seen] == [f"Bearer {KEY}", "Bearer none"]
+        assert "our-" not in str([seen.headers for seen in server.seen])
+        assert "key-of-openai" not in str([seen.headers for seen in server.seen])
+
+
 async def test_a_key_that_is_missing_or_broken_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "  ", "two words", "line\nbreak", "schlüssel"):
         monkeypatch.setenv("JUDGE_KEY", value)

@@ -7,6 +7,8 @@ import email.utils
 import itertools
 import math
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -269,6 +271,15 @@ async def test_a_cache_that_breaks_is_told_once_and_the_judge_goes_on(
     assert await cache.get(b"b") is None
     await cache.close()
     assert cache.num_errors >= 2 and len(caplog.records) == 1
+
+
+def test_the_client_is_imported_only_once_a_judge_starts() -> None:
+    code = (
+        "import sys; from areal_x.reward import get_reward_fn; get_reward_fn('judge', model='m', parser='number'); "
+        "print({'openai', 'aiohttp', 'httpx2', 'torch', 'transformers', 'regex'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 def test_files_that_are_no_caches_are_refused(tmp_path: Path) -> None:

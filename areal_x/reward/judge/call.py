@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,8 +33,6 @@ Parsed = TypeVar("Parsed")
 
 _CHARACTERS_PER_TOKEN = 4
 _DEFAULT_COMPLETION_TOKENS = 512
-_QUESTIONS_PER_TICK = 16
-"""Questions that are made ready (hashed, looked up) in a millisecond, when thousands come at once."""
 
 
 class JudgeCaller:
@@ -63,13 +60,33 @@ class JudgeCaller:
         self._body = {"model": endpoint.settings.model, **sampling}
         self._response_format = response_format
         self._flights: SingleFlight[Any] = SingleFlight()
-        self._entry = ConcurrencyGate(math.inf, _QUESTIONS_PER_TICK)
+        self._entry = ConcurrencyGate(endpoint.settings.max_concurrent)
         of_all = [1, endpoint.settings.base_url, self._body, response_format, form]
         self._hash = hashlib.sha256(json.dumps(of_all, sort_keys=True, default=str).encode())
         self._completion_tokens = next(
             (sampling[name] for name in ("max_tokens", "max_completion_tokens") if type(sampling.get(name)) is int),
             _DEFAULT_COMPLETION_TOKENS,
         )
+
+    async def enter(self) -> None:
+        """Wait until this call of the reward may begin; who entered must ``leave``.
+
+        Those that wait here hold their arguments and nothing else, which keeps the garbage collector quick when tens of
+        thousands come at once.
+
+        Raises:
+            JudgeDeadlineError: it took longer than ``max_wait_seconds``.
+        """
+        try:
+            await self._place(self._entry)
+        except JudgeDeadlineError:
+            self._meter.add("calls")
+            self._meter.add("failed")
+            raise
+
+    def leave(self) -> None:
+        """End what ``enter`` began."""
+        self._entry.release()
 
     async def ask(self, messages: Messages, parse: Callable[[str], Parsed], index: int = 0) -> Parsed:
         """The parsed reply to ``messages``. Calls that are the same at the same time share one.
@@ -84,7 +101,6 @@ class JudgeCaller:
         meter = self._meter
         meter.add("calls")
         try:
-            await self._entry.acquire()
             key = self._key(messages, index)
             if self._flights.has(key):
                 meter.add("shared")
@@ -116,19 +132,23 @@ class JudgeCaller:
         return parsed
 
     async def _with_place(self, messages: Messages) -> CachedReply:
-        waiting_since = time.monotonic()
-        try:
-            async with asyncio.timeout(self._limits.max_wait_seconds):
-                await self._endpoint.gate.acquire()
-        except TimeoutError:
-            raise self._waited_too_long() from None
-        finally:
-            waited = time.monotonic() - waiting_since
-            self._meter.add_seconds("wait_seconds", waited)
+        waited = await self._place(self._endpoint.gate)
         try:
             return await self._attempts(messages, waited)
         finally:
             self._endpoint.gate.release()
+
+    async def _place(self, gate: ConcurrencyGate) -> float:
+        """Wait for a place; the seconds that it took."""
+        waiting_since = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limits.max_wait_seconds):
+                await gate.acquire()
+        except TimeoutError:
+            raise self._waited_too_long() from None
+        finally:
+            self._meter.add_seconds("wait_seconds", time.monotonic() - waiting_since)
+        return time.monotonic() - waiting_since
 
     async def _attempts(self, messages: Messages, waited: float) -> CachedReply:
         limits, faults = self._limits, Counter[str]()

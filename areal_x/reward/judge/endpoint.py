@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import os
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ __all__ = ["Endpoint", "close_endpoint", "open_endpoint"]
 
 _SPARE_DESCRIPTORS = 64
 _MAX_SERVER_TEXT = 300
+_OPENAI_KEY = "OPENAI_API_KEY"
 _ADVICE = {
     "http_400": "check the model's name, the options in sampling, and the length of the prompt",
     "http_401": "check the key in {key}",
@@ -118,8 +120,24 @@ def _make_client(settings: ServerSettings, key: str) -> AsyncOpenAI:
             "reward 'judge' needs the openai package's aiohttp transport: openai[aiohttp]"
         ) from error
     return openai.AsyncOpenAI(
-        api_key=key, base_url=settings.base_url, http_client=http_client, max_retries=0, timeout=None
+        api_key=key,
+        base_url=settings.base_url,
+        http_client=http_client,
+        max_retries=0,
+        timeout=None,
+        default_headers=None if settings.api_key_env == _OPENAI_KEY else _only_key(key),
     )
+
+
+def _only_key(key: str) -> dict[str, Any]:
+    """Headers that keep what the environment tells the client about an OpenAI account from any other server."""
+    import openai
+
+    names = ["OpenAI-Organization", "OpenAI-Project"]
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    names += [line.partition(":")[0].strip() for line in lines if ":" in line]
+    kept_back: dict[str, Any] = {name: openai.Omit() for name in names if name.lower() != "authorization"}
+    return {**kept_back, "Authorization": f"Bearer {key}"}
 
 
 def _check_descriptors(num_connections: int) -> None:

@@ -17,7 +17,7 @@ class ConcurrencyGate:
     and their answers, arriving together, again; a few in each millisecond keep every stall short.
 
     Args:
-        max_concurrent: may be infinity, where only the pace counts; then nobody needs to release.
+        max_concurrent: holders at once; infinity: only the pace counts.
         starts_per_tick: starts in a millisecond, which is longer when the loop is busy.
     """
 

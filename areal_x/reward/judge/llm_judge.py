@@ -159,8 +159,8 @@ class LLMJudge:
         loop = asyncio.get_running_loop()
         if self._caller is not None and self._loop is loop:
             return self._caller
-        self._endpoint = open_endpoint(self._settings)
         self._cache = ReplyCache(self._cache_path) if self._cache_path is not None else None
+        self._endpoint = open_endpoint(self._settings)
         schema = self._mode.parser.schema if self._structured_output else None
         response_format = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
         self._caller = JudgeCaller(
@@ -202,10 +202,14 @@ class LLMJudge:
             JudgeError: there is no verdict.
         """
         caller = self._open()
-        values = {**columns, "prompt": prompt}
-        if isinstance(self._mode, Single):
-            return await self._mode.score(caller, {**values, "completion": completions})
-        return await self._mode.score_group(caller, list(completions), values)
+        await caller.enter()
+        try:
+            values = {**columns, "prompt": prompt}
+            if isinstance(self._mode, Single):
+                return await self._mode.score(caller, {**values, "completion": completions})
+            return await self._mode.score_group(caller, list(completions), values)
+        finally:
+            caller.leave()
 
 
 def _check_voting(votes: int, min_votes: int | None, aggregate: Aggregate) -> Voting:

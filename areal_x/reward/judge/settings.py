@@ -57,7 +57,7 @@ class CallLimits:
     deadline_seconds: float
     """Of all requests of a call and the pauses between them; waiting for a place or a turn is not part of it."""
     max_wait_seconds: float
-    """Of all waiting of a call for a place under ``max_concurrent`` and for turns under the limits per minute."""
+    """Of a call's wait until it may begin, and of each of its questions' for places and turns."""
     max_attempts: int
     backoff_seconds: float
 
