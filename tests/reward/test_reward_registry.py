@@ -12,6 +12,7 @@ import pytest
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import load_object
+from areal_x.api.reward_arguments import RewardArguments, innermost
 from areal_x.reward import get_reward_fn, list_rewards, register_reward
 from areal_x.reward import registry as registry_module
 from areal_x.reward.arithmetic import arithmetic
