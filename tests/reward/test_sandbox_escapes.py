@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from sandbox_escapes import ATTEMPTS
-from sandbox_escapes.attempt import Attempt, Scene
+from sandbox_escapes.attempt import PYTHON, Attempt, Scene
 
 from areal_x.reward.sandbox import Limits, Sandbox
 
@@ -112,9 +114,61 @@ async def test_attempt_fails_inside_and_only_there(attempt: Attempt, scene: Scen
     assert not attempt.succeeded(scene, output), output[:1000]
 
 
+AS_NOBODY = """
+import asyncio, os, sys
+import concurrent.futures
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_sandbox_escapes
+from areal_x.reward.sandbox import Sandbox
+from sandbox_escapes import ATTEMPTS, attempt
+attempt.PYTHON = python = sys.argv[3]
+folder = Path(sys.argv[2])
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+async def main():
+    scene = attempt.Scene(folder)
+    async with Sandbox(1, test_sandbox_escapes.LIMITS, python=python) as sandbox:
+        assert sandbox._links[0].mode == "user"
+        for one in ATTEMPTS:
+            scene.clean()
+            if one.victim:
+                scene.new_victim()
+            output = await test_sandbox_escapes.attempt_inside(one, scene, sandbox)
+            if one.succeeded(scene, output):
+                print("GOT OUT:", one.name, output[:300])
+    scene.close()
+    print(len(ATTEMPTS), "tried")
+asyncio.run(main())
+"""
+
+
+def readable_python() -> str | None:
+    """An interpreter that every user may start; the tests' own may lie in somebody's home."""
+    for name in (PYTHON, "/usr/bin/python3", "/usr/local/bin/python3"):
+        code = "import os, sys; os.setuid(65534); os.execv(sys.argv[1], [sys.argv[1], '-c', sys.argv[2]])"
+        words = [sys.executable, "-c", code, name, "import sys; sys.exit(sys.version_info < (3, 11))"]
+        if subprocess.run(words, capture_output=True, check=False).returncode == 0:
+            return name
+    return None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+async def test_no_attempt_gets_out_of_an_ordinary_users_sandbox() -> None:
+    python = readable_python()
+    if python is None:
+        pytest.skip("there is no Python 3.11 or later that an ordinary user may start")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65534, 65534)
+        words = [sys.executable, "-c", AS_NOBODY, str(Path(__file__).parent), folder, python]
+        done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=50, check=False)
+        for path in Path(folder).iterdir():
+            path.unlink()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(ATTEMPTS)} tried\n"
+
+
 async def test_the_corpus_is_large_enough_and_has_no_twins() -> None:
     assert len(ATTEMPTS) >= 60
     assert (
         len({attempt.name for attempt in ATTEMPTS}) == len({attempt.program for attempt in ATTEMPTS}) == len(ATTEMPTS)
     )
-    assert subprocess.run(["true"], check=True).returncode == 0
