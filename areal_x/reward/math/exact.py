@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from areal_x.reward.math.polynomials import polynomial
+
 __all__ = ["compare"]
 
 _INTEGER = re.compile(r"[-+]?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})", re.ASCII)
@@ -45,10 +47,11 @@ class _Value:
         if exact == (other.sign, other.square, other.pi_power if other.sign else 0):
             return True
         a, b = float(self), float(other)
-        is_rational = not (self.is_decimal or other.is_decimal) and self._is_rational() and other._is_rational()
+        is_rational = not (self.is_decimal or other.is_decimal) and self.is_rational() and other.is_rational()
         return False if is_rational or abs(a - b) > _FAR_APART * max(1.0, abs(a) * 1e-3) else None
 
-    def _is_rational(self) -> bool:
+    def is_rational(self) -> bool:
+        """Whether it is a whole number or a fraction."""
         top, bottom = self.square.numerator, self.square.denominator
         return self.pi_power == 0 and math.isqrt(top) ** 2 == top and math.isqrt(bottom) ** 2 == bottom
 
@@ -66,7 +69,42 @@ def compare(gold: str, answer: str) -> bool | None:
         return words[0] == words[1]
     if (a and words[1]) or (b and words[0]):
         return False
-    return _compare_tuples(gold, answer)
+    if (a and _is_collection(answer)) or (b and _is_collection(gold)):
+        return False
+    verdict = _compare_tuples(gold, answer)
+    if verdict is None:
+        verdict = _compare_sets(gold, answer)
+    return _compare_polynomials(gold, answer) if verdict is None else verdict
+
+
+def _compare_polynomials(gold: str, answer: str) -> bool | None:
+    a, b = polynomial(gold), polynomial(answer)
+    if a is None or b is None:
+        return None
+    # Letters alone are names to Math-Verify: it compares them in its own way.
+    return a == b if any(len(value) > 1 for value in (a, b)) else None
+
+
+def _compare_sets(gold: str, answer: str) -> bool | None:
+    """Sets and lists of two or more different plain numbers, all of them exact."""
+    a, b = _exact_set(gold), _exact_set(answer)
+    if a is not None and b is not None:
+        return a == b
+    return None
+
+
+def _exact_set(text: str) -> set[_Value] | None:
+    braced = text.startswith("\\{") and text.endswith("\\}")
+    parts = (text[2:-2] if braced else text).split(",")
+    values = [_number(part.strip()) for part in parts]
+    if len(values) < 2 or (not braced and " " not in text and len(parts[-1].strip()) == 3):
+        return None
+    found = set()
+    for value in values:
+        if value is None or value[1] is not None or value[0].is_decimal or not value[0].is_rational():
+            return None
+        found.add(value[0])
+    return found if len(found) == len(values) else None
 
 
 def _compare_tuples(gold: str, answer: str) -> bool | None:
@@ -85,6 +123,15 @@ def _compare_tuples(gold: str, answer: str) -> bool | None:
     if len(golds) == 2 and not (_ascending(golds) and _ascending(answers)):
         return None  # It may have been read as an interval that is empty.
     return None if None in verdicts else all(verdicts)
+
+
+def _is_collection(text: str) -> bool:
+    """A set, a list, a tuple or an interval of at least two different plain numbers."""
+    if _exact_set(text) is not None:
+        return True
+    match = _TUPLE.fullmatch(text)
+    parts = [_number(part.strip()) for part in match.group(2).split(",")] if match else []
+    return len(parts) > 1 and None not in parts and (len(parts) > 2 or _ascending(parts))
 
 
 def _ascending(pair: list[tuple[_Value, str | None] | None]) -> bool:
