@@ -53,7 +53,7 @@ class FaultServer:
     Faults: ``429``, ``500`` or any status, alone or with ``;name=value`` headers (a value ``date+N`` is an HTTP date
     N seconds ahead) and ``|text`` as the error's message; ``reset`` (before any byte), ``cut`` (the body ends before
     its length), ``never``, ``drip`` (a byte each 50 ms), ``truncated`` (half of the JSON), ``no_json``, ``empty``
-    (no choices).
+    (no choices), ``as_text`` (a good reply that is not declared as JSON).
     """
 
     def __init__(
@@ -108,13 +108,17 @@ class FaultServer:
         good = json.dumps(chat_reply("Score: 7") if "messages" in body.decode() else {"reward": 1.0}).encode()
         if fault[:3].isdigit():
             return _status(fault)
-        assert request.transport is not None
+        transport = request.transport
+        if transport is None:  # The client has gone.
+            return web.Response()
         if fault == "reset":
-            request.transport.abort()
+            transport.abort()
             return web.Response()
         if fault == "never":
             await self._closing.wait()
             return web.Response()
+        if fault == "as_text":
+            return web.Response(body=good, content_type="text/plain")
         if fault in ("truncated", "no_json", "empty"):
             text = {"truncated": good[: len(good) // 2], "no_json": b'"hm"', "empty": b'{"choices": []}'}[fault]
             return web.Response(body=text, content_type="application/json")
@@ -122,11 +126,11 @@ class FaultServer:
         await response.prepare(request)
         if fault == "cut":
             await response.write(good[:20])
-            request.transport.close()
+            transport.close()
             return response
         assert fault == "drip", f"no such fault: {fault}"
         for byte in good:
-            if self._closing.is_set() or request.transport.is_closing():
+            if self._closing.is_set() or request.transport is None or request.transport.is_closing():
                 break
             await response.write(bytes([byte]))
             await asyncio.sleep(0.05)

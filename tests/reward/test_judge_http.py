@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import random
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from http_faults import FaultServer, chat_reply
+from judge_checks import KEY, answer_number, check_accounts, gather, make
 
-from areal_x.api import AsyncRewardWrapper, ConfigError, DataError, RewardError, RewardSample, RewardTimeoutError
+from areal_x.api import AsyncRewardWrapper, ConfigError, DataError, RewardError, RewardTimeoutError
 from areal_x.reward import get_reward_fn
 from areal_x.reward.judge import (
     JudgeDeadlineError,
@@ -24,7 +25,6 @@ from areal_x.reward.judge import (
     LLMJudge,
 )
 
-KEY = "sekret-0123456789-abcdef"
 KINDS = {
     "429": "http_429", "429;Retry-After=0.02": "http_429", "500": "http_5xx", "503": "http_5xx", "408": "http_408",
     "409": "http_409", "reset": "reset", "cut": "truncated", "truncated": "truncated", "no_json": "truncated",
@@ -38,40 +38,11 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-def answer_number(body: Any) -> Any:
-    return chat_reply("Fine.\nScore: 7")
-
-
-def make(server: FaultServer | str, **options: Any) -> LLMJudge:
-    url = server if isinstance(server, str) else f"{server.url}/v1"
-    defaults: dict[str, Any] = {
-        "parser": "number",
-        "timeout_seconds": 0.4,
-        "deadline_seconds": 8.0,
-        "backoff_seconds": 0.01,
-    }
-    return LLMJudge(model="stub", base_url=url, api_key_env="JUDGE_KEY", **{**defaults, **options})
-
-
-async def gather(judge: LLMJudge, num_calls: int, **columns: Any) -> list[Any]:
-    calls = [judge(prompt="2+2?", completions=f"answer {number}", **columns) for number in range(num_calls)]
-    return await asyncio.gather(*calls, return_exceptions=True)
-
-
-def check_accounts(judge: LLMJudge) -> dict[str, float]:
-    """Every call and every request ended in exactly one way."""
-    found = judge.metrics()
-    assert found["calls"] == found["answered"] + found["failed"] + found["cancelled"] and found["in_flight"] == 0
-    faults = sum(value for name, value in found.items() if name.startswith("fault/"))
-    assert found["requests"] == found["replies"] + faults + found.get("requests_cancelled", 0)
-    return found
-
-
 async def test_every_injected_fault_is_seen_and_every_call_is_answered() -> None:
     script: list[str | None] = [fault for fault in KINDS for _ in range(4)]
     script = [fault for index, fault in enumerate(script) for fault in ([fault, None] if index % 3 else [fault])]
     async with FaultServer(answer_number, script) as server:
-        judge = make(server, max_concurrent=16, max_attempts=12)
+        judge = make(server, max_concurrent=16, max_attempts=12, timeout_seconds=1.0, deadline_seconds=30.0)
         results = await gather(judge, 120)
         await judge.close()
         found = check_accounts(judge)
@@ -85,6 +56,31 @@ async def test_every_injected_fault_is_seen_and_every_call_is_answered() -> None
         assert [result.value for result in results] == [0.7] * 120
         assert found["requests"] == len(server.seen) == 120 + 48 and found["answered"] == 120
         assert server.num_at_once <= 16
+
+
+async def test_accounts_hold_whatever_fails_or_leaves(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    script = [chance.choice([None, None, None, *KINDS]) for _ in range(900)]
+    async with FaultServer(answer_number, script) as server:
+        judge = make(server, max_concurrent=12, max_attempts=3, timeout_seconds=0.2, cache=str(tmp_path / "cache"))
+        tasks = [asyncio.create_task(judge(prompt="q", completions=f"{n % 170}")) for n in range(300)]
+        for task in chance.sample(tasks, 60):
+            await asyncio.sleep(0.005)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        kinds = Counter(type(result).__name__ for result in results)
+        found = judge.metrics()
+        caller, endpoint = judge._caller, judge._endpoint
+        assert caller is not None and endpoint is not None
+        await judge.close()
+        print(f"\n{dict(kinds)}\n{found}")
+        assert set(kinds) <= {"RewardResult", "JudgeUnavailableError", "JudgeDeadlineError", "CancelledError"}
+        check_accounts(judge)
+        assert found["answered"] == kinds["RewardResult"] and kinds["RewardResult"] > 150
+        assert found["failed"] == kinds["JudgeUnavailableError"] + kinds["JudgeDeadlineError"] > 0
+        assert 0 < found["cancelled"] <= kinds["CancelledError"]  # Some left before their question was made.
+        assert endpoint.gate._free == caller._entry._free == 12
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("judge")]
 
 
 async def test_a_key_is_sent_and_a_verdict_comes_through_the_wrapper() -> None:
@@ -135,9 +131,9 @@ async def test_the_deadline_holds_and_is_a_timeout(fault: str) -> None:
 
 async def test_waiting_for_a_place_is_not_work_but_is_bounded() -> None:
     async with FaultServer(answer_number, delay_seconds=0.1) as server:
-        judge = make(server, max_concurrent=1, deadline_seconds=0.3)
-        results = await gather(judge, 8)
-        assert [result.value for result in results] == [0.7] * 8
+        judge = make(server, max_concurrent=1, deadline_seconds=0.6, timeout_seconds=0.6)
+        results = await gather(judge, 9)
+        assert [result.value for result in results] == [0.7] * 9
         await judge.close()
         impatient = make(server, max_concurrent=1, max_wait_seconds=0.15)
         errors = [result for result in await gather(impatient, 6) if isinstance(result, Exception)]
@@ -221,175 +217,11 @@ async def test_empty_choices_and_cut_replies_are_errors() -> None:
         await judge.close()
 
 
-async def test_structured_output_is_asked_for_and_given_up_once_refused() -> None:
-    def answer(body: Any) -> Any:
-        return chat_reply('{"reason": "so", "score": 5}')
-
-    async with FaultServer(answer) as server:
-        judge = make(server, parser="json")
-        result = await judge(prompt="q", completions="a")
-        assert result.value == 0.5 and result.metadata == {"judge_reason": "so"}
-        schema = server.seen[0].body["response_format"]["json_schema"]
-        assert schema["strict"] and schema["schema"]["required"] == ["reason", "score"]
-        await judge.close()
-    async with FaultServer(answer, ["400|response_format is not supported"]) as server:
-        judge = make(server, parser="json")
-        for completion in ("a", "b", "c"):
-            assert (await judge(prompt="q", completions=completion)).value == 0.5
-        assert ["response_format" in seen.body for seen in server.seen] == [True, False, False, False]
-        await judge.close()
-        assert check_accounts(judge)["fault/format_refused"] == 1
-    async with FaultServer(answer, ["400|too long", "400|too long"]) as server:
-        judge = make(server, parser="json")
-        with pytest.raises(JudgeRequestError, match="too long"):
-            await judge(prompt="q", completions="a")
-        assert (await judge(prompt="q", completions="b")).value == 0.5
-        assert "response_format" in server.seen[2].body
-        await judge.close()
-        check_accounts(judge)
-
-
-async def test_equal_questions_share_a_call_and_one_waiter_may_leave() -> None:
-    async with FaultServer(answer_number, delay_seconds=0.1) as server:
+async def test_json_that_is_not_declared_as_such_is_read() -> None:
+    async with FaultServer(answer_number, ["as_text"]) as server:
         judge = make(server)
-        tasks = [asyncio.create_task(judge(prompt="q", completions="same")) for _ in range(6)]
-        await asyncio.sleep(0.05)
-        tasks[0].cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [result.value for result in results[1:]] == [0.7] * 5 and tasks[0].cancelled()
-        found = check_accounts(judge)
-        assert (len(server.seen), found["shared"], found["cancelled"], found["answered"]) == (1, 5, 1, 5)
-        lonely = asyncio.create_task(judge(prompt="q", completions="other"))
-        await asyncio.sleep(0.05)
-        lonely.cancel()
-        await asyncio.wait([lonely])
+        assert (await judge(prompt="q", completions="a")).value == 0.7 and len(server.seen) == 1
         await judge.close()
-        assert check_accounts(judge)["requests_cancelled"] == 1
-
-
-async def test_replies_are_kept_on_disk_by_all_that_matters(tmp_path: Path) -> None:
-    cache = str(tmp_path / "judge.sqlite")
-    async with FaultServer(answer_number) as server:
-        for options, num_requests in (
-            ({}, 2), ({}, 0), ({"rubric": "new"}, 2), ({"sampling": {"temperature": 1}}, 2), ({"scale": [0, 20]}, 2),
-            ({"votes": 2, "sampling": {"temperature": 0.0, "max_tokens": 1024}}, 2), ({"normalize": False}, 0),
-        ):  # fmt: skip
-            before = len(server.seen)
-            judge = make(server, cache=cache, **options)
-            results = await gather(judge, 2)
-            assert not [result for result in results if isinstance(result, Exception)]
-            await judge.close()
-            assert len(server.seen) - before == num_requests, options
-            assert check_accounts(judge).get("cache_hits", 0) == 2 * options.get("votes", 1) - num_requests  # type: ignore[call-overload]
-
-
-async def test_a_reply_without_a_verdict_is_not_kept(tmp_path: Path) -> None:
-    texts = iter(["no idea", "Score: 3"])
-    async with FaultServer(lambda body: chat_reply(next(texts))) as server:
-        judge = make(server, cache=str(tmp_path / "c"))
-        with pytest.raises(JudgeReplyError):
-            await judge(prompt="q", completions="a")
-        assert (await judge(prompt="q", completions="a")).value == 0.3
-        await judge.close()
-        assert len(server.seen) == 2
-
-
-async def test_votes() -> None:
-    texts = ["Score: 2", "Score: 2", "Score: 8", "what", "Score: 4"]
-    for options, expected in (
-        ({"votes": 3}, 0.4), ({"votes": 3, "aggregate": "majority"}, 0.2), ({"votes": 3, "aggregate": "median"}, 0.2),
-        ({"votes": 5, "min_votes": 4}, 0.4), ({"votes": 5}, JudgeReplyError),
-    ):  # fmt: skip
-        replies = iter(texts)
-        async with FaultServer(lambda body, replies=replies: chat_reply(next(replies))) as server:
-            judge = make(server, max_concurrent=1, **options)  # type: ignore[arg-type]
-            (result,) = await gather(judge, 1)
-            await judge.close()
-            assert len(server.seen) == options["votes"] and server.seen[0].body["temperature"] == 0.7
-            if isinstance(expected, float):
-                assert result.value == pytest.approx(expected) and "agreement" in result.parts
-            else:
-                assert isinstance(result, expected) and "4 of 5 votes came, 5 are needed" in str(result)
-
-
-def longer_wins(body: Any) -> Any:
-    """A judge that prefers the longer answer, and of equally long ones the first shown."""
-    text = body["messages"][1]["content"]
-    first, second = (text.split(f"<answer_{x}>\n")[1].split(f"\n</answer_{x}>")[0] for x in "AB")
-    return chat_reply(json.dumps({"reason": "", "winner": "A" if len(first) >= len(second) else "B"}))
-
-
-async def test_pairwise_counts_wins_in_both_orders() -> None:
-    async with FaultServer(longer_wins) as server:
-        judge = make(server, mode="pairwise", parser="json")
-        assert judge.is_group_reward
-        wrapper = AsyncRewardWrapper(judge)
-        texts = ["four", "seven77", "1", "4444", "four"]
-        outcomes = await wrapper.group_outcomes([RewardSample("q", text) for text in texts])
-        assert [outcome.value for outcome in outcomes] == pytest.approx([0.5, 1.0, 0.0, 0.5, 0.5])
-        assert outcomes[1].parts == {"order_agreement": 1.0} and outcomes[3].parts["order_agreement"] == 0.5
-        (alone,) = await wrapper.group_outcomes([RewardSample("q", "alone")])
-        assert alone.status == "not_applicable"
-        await judge.close()
-        # Five texts, ten pairs, of which one holds equal texts; pairs with a text that is there twice are asked once.
-        assert len(server.seen) == len({json.dumps(seen.body) for seen in server.seen}) == 12
-        check_accounts(judge)
-
-
-async def test_pairwise_against_a_reference() -> None:
-    async with FaultServer(longer_wins) as server:
-        judge = make(server, mode="pairwise", parser="json", reference="gold")
-        wrapper = AsyncRewardWrapper(judge)
-        wrapper.check_columns(["prompt", "gold"], "prompt")
-        with pytest.raises(DataError, match="gold"):
-            wrapper.check_columns(["prompt"], "prompt")
-        samples = [RewardSample("q", text, data={"gold": "golden"}) for text in ("a", "golden", "much longer")]
-        assert [outcome.value for outcome in await wrapper.group_outcomes(samples)] == [0.0, 0.5, 1.0]
-        assert len(server.seen) == 4
-        (bad,) = await wrapper.group_outcomes([RewardSample("q", "a", data={"gold": None})])
-        assert bad.status == "error" and "'gold' is no text" in str(bad.error)
-        await judge.close()
-
-
-def rank_by_length(body: Any) -> Any:
-    text = body["messages"][1]["content"]
-    shown = [part.split("\n</answer")[0].split(">\n", 1)[1] for part in text.split("<answer_")[1:]]
-    best_first = sorted(range(len(shown)), key=lambda k: -len(shown[k]))
-    return chat_reply(json.dumps({"ranking": [k + 1 for k in best_first]}))
-
-
-async def test_ranking_shows_each_text_once_in_changing_orders() -> None:
-    async with FaultServer(rank_by_length) as server:
-        judge = make(server, mode="ranking", parser="json", votes=4)
-        wrapper = AsyncRewardWrapper(judge)
-        texts = ["aaa", "a", "aa", "aaaa", "aa", "aaaaa"]
-        outcomes = await wrapper.group_outcomes([RewardSample("q", text) for text in texts])
-        assert [outcome.value for outcome in outcomes] == [0.5, 0.0, 0.25, 0.75, 0.25, 1.0]
-        assert len({seen.body["messages"][1]["content"] for seen in server.seen}) > 1 and len(server.seen) == 4
-        same = await wrapper.group_outcomes([RewardSample("q", "b")] * 3)
-        assert [outcome.value for outcome in same] == [0.5] * 3 and len(server.seen) == 4
-        await judge.close()
-    async with FaultServer(lambda body: chat_reply('{"ranking": [1, 1, 2]}')) as server:
-        judge = make(server, mode="ranking", parser="json")
-        outcomes = await AsyncRewardWrapper(judge).group_outcomes([RewardSample("q", text) for text in "abc"])
-        assert [outcome.status for outcome in outcomes] == ["error"] * 3
-        await judge.close()
-
-
-async def test_limits_per_minute_are_shared_by_the_judges_of_a_model() -> None:
-    async with FaultServer(answer_number) as server:
-        limits = {"requests_per_minute": 1200, "tokens_per_minute": 2_000_000, "max_concurrent": 50}
-        one, other = make(server, **limits), make(server, rubric="other", **limits)
-        results = await asyncio.gather(gather(one, 20), gather(other, 20))
-        assert all(result.value == 0.7 for part in results for result in part)
-        moments = sorted(seen.at for seen in server.seen)
-        assert moments[39] - moments[0] > 0.7  # 20 at once, then 20 more at nearly 20 a second.
-        with pytest.raises(ConfigError, match="different limits"):
-            await make(server, requests_per_minute=10).start()
-        await one.close()
-        assert (await other(prompt="q", completions="still open")).value == 0.7
-        await other.close()
-        assert check_accounts(one)["wait_seconds"] + check_accounts(other)["wait_seconds"] > 1.0
 
 
 async def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
@@ -491,21 +323,6 @@ def test_columns_of_the_template_must_be_in_the_data() -> None:
 async def test_too_many_connections_for_the_process_are_told() -> None:
     with pytest.raises(ConfigError, match="ulimit"):
         await make("http://127.0.0.1:9/v1", max_concurrent=100_000_000).start()
-
-
-async def test_a_closed_judge_opens_again_and_closing_ends_what_is_under_way() -> None:
-    async with FaultServer(answer_number, {1: "never"}) as server:
-        judge = make(server, timeout_seconds=30.0, deadline_seconds=60.0)
-        assert (await judge(prompt="q", completions="a")).value == 0.7
-        hanging = asyncio.create_task(judge(prompt="q", completions="b"))
-        while len(server.seen) < 2:
-            await asyncio.sleep(0.01)
-        await asyncio.wait_for(judge.close(), 2.0)
-        await asyncio.wait([hanging], timeout=2.0)
-        assert hanging.done()
-        assert (await judge(prompt="q", completions="c")).value == 0.7
-        await judge.close()
-        check_accounts(judge)
 
 
 def test_errors_are_rewards_errors() -> None:

@@ -273,6 +273,37 @@ async def test_a_cache_that_breaks_is_told_once_and_the_judge_goes_on(
     assert cache.num_errors >= 2 and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("row", ["", "[", "7", '["a", 1]', "[1, 1, 1]", None, b"x", 3])
+async def test_a_broken_row_counts_as_not_found(row: object, tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "judge.sqlite")
+    cache._connection.execute("INSERT INTO replies VALUES (?, ?)", (b"a", row))
+    async with asyncio.timeout(5.0):
+        assert await cache.get(b"a") is None
+        cache.put(b"a", CachedReply("new", 1, 2))
+        await cache.close()
+    assert cache.num_errors == 1
+    again = ReplyCache(tmp_path / "judge.sqlite")
+    assert await again.get(b"a") == CachedReply("new", 1, 2)
+    await again.close()
+
+
+async def test_thousands_of_look_ups_and_writes_at_once_are_all_served(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "judge.sqlite")
+
+    async def one(number: int) -> bool:
+        key = number.to_bytes(4)
+        missing = await cache.get(key)
+        cache.put(key, CachedReply(str(number), number, 1))
+        found = await cache.get(key)
+        return missing is None and found == CachedReply(str(number), number, 1)
+
+    async with asyncio.timeout(20.0):
+        assert all(await asyncio.gather(*map(one, range(3000))))
+        await cache.close()
+    with sqlite3.connect(tmp_path / "judge.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM replies").fetchone() == (3000,)
+
+
 def test_the_client_is_imported_only_once_a_judge_starts() -> None:
     code = (
         "import sys; from areal_x.reward import get_reward_fn; get_reward_fn('judge', model='m', parser='number'); "

@@ -7,6 +7,7 @@ look-ups and writes that come meanwhile are gathered and done together, so the e
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import sqlite3
@@ -108,10 +109,11 @@ class ReplyCache:
     async def _work(self) -> None:
         """Serve what is asked for until nothing is."""
         loop = asyncio.get_running_loop()
+        wanted: dict[bytes, asyncio.Future[CachedReply | None]] = {}
         try:
             while self._wanted or self._new:
-                wanted, new = self._wanted, dict(list(self._new.items())[:_BATCH])
-                self._wanted = {}
+                wanted, self._wanted = self._wanted, {}
+                new = dict(itertools.islice(self._new.items(), _BATCH))
                 found, error = await loop.run_in_executor(self._thread, self._access, list(wanted), new)
                 if error is not None:
                     self._report(error)
@@ -119,14 +121,19 @@ class ReplyCache:
                     if self._new.get(key) is new[key]:
                         del self._new[key]
                 for key, future in wanted.items():
-                    if not future.done():
-                        future.set_result(found.get(key))
+                    future.set_result(found.get(key))
+                wanted = {}
         finally:
             self._worker = None
+            # Whatever ended this task, nobody may wait for it for ever: what was not found is asked for.
+            for future in (*wanted.values(), *self._wanted.values()):
+                if not future.done():
+                    future.set_result(None)
+            self._wanted = {}
 
     def _access(
         self, keys: list[bytes], new: dict[bytes, CachedReply]
-    ) -> tuple[dict[bytes, CachedReply], sqlite3.Error | None]:
+    ) -> tuple[dict[bytes, CachedReply], Exception | None]:
         """On the thread: read and write in few statements. What fails is told, and counts as not found."""
         found: dict[bytes, CachedReply] = {}
         try:
@@ -134,21 +141,33 @@ class ReplyCache:
                 batch = keys[start : start + _BATCH]
                 marks = ",".join("?" * len(batch))
                 rows = self._connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", batch)
-                found.update((key, CachedReply(*json.loads(reply))) for key, reply in rows)
+                found.update((key, _decode(reply)) for key, reply in rows)
             if new:
                 rows_in = [(k, json.dumps([r.text, r.prompt_tokens, r.completion_tokens])) for k, r in new.items()]
                 self._connection.execute("BEGIN")
                 self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows_in)
                 self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             if self._connection.in_transaction:
                 self._connection.rollback()
             return found, error
         return found, None
 
-    def _report(self, error: sqlite3.Error) -> None:
+    def _report(self, error: Exception) -> None:
         if not self.num_errors:
             _logger.warning(
                 "the judge's cache %s cannot be used now (%s); replies are asked for anew", self._path, error
             )
         self.num_errors += 1
+
+
+def _decode(reply: object) -> CachedReply:
+    """A row of the file.
+
+    Raises:
+        ValueError: it is none that this class wrote.
+    """
+    values = json.loads(reply) if isinstance(reply, str) else None
+    if not isinstance(values, list) or [type(value) for value in values] != [str, int, int]:
+        raise ValueError(f"a row holds {str(reply)[:80]!r}")
+    return CachedReply(*values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import json
 import os
 import weakref
 from collections.abc import Mapping
@@ -76,6 +77,8 @@ class Endpoint:
         except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError) as error:
             fault = connection_fault(error)
             return Fault(fault.kind, self._without_key(fault.text))
+        if isinstance(reply, str):
+            reply = _decoded(reply)
         if not isinstance(reply, dict):
             return Fault("truncated", f"the reply is no JSON object: {self._without_key(str(reply))!r}")
         return reply
@@ -100,6 +103,14 @@ class Endpoint:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _decoded(text: str) -> object:
+    """The client decodes only what is declared as JSON, which some servers forget to do."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _make_client(settings: ServerSettings, key: str) -> AsyncOpenAI:
