@@ -4,7 +4,7 @@
 failed 0.3, no program 0.0, time-out -0.5, crash -1.0.
 
 `cd examples && areal-x train ./code_reward.yaml` trains the quickstart's small model. It writes digits and no programs,
-so `DigitsAsProgram` puts them into one. Hardware: 2 CPU cores, no GPU, no network. At most 6 minutes.
+so `DigitsAsProgram` puts them into one. Hardware: 2 CPU cores, no GPU, no network. At most 4 minutes.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class DigitsAsProgram(CodeReward):
 
     async def __call__(self, completions: str, answer: str):
         program = f"```python\ndef digits():\n    return {completions.strip()!r}\n```"
-        return await super().__call__(program, tests=[f"assert digits() == {answer!r}"])
+        return await super().__call__(program, tests=[{"fn_name": "digits", "args": [], "expected": answer}])
 
 
 async def main() -> None:

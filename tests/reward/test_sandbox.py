@@ -362,18 +362,12 @@ async def test_nothing_outlives_a_killed_driver() -> None:
 
 
 REFUSED = """
-import asyncio, ctypes, struct, sys
+import asyncio, os, sys
+sys.path.insert(0, sys.argv[1])
 from areal_x.reward.sandbox import Sandbox, SandboxUnavailableError
-# As the default profile of a container: unshare (and clone with new namespaces) is not permitted.
-number = {"x86_64": 272, "aarch64": 97}[__import__("platform").machine()]
-rows = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
-code = b"".join(struct.pack("=HBBI", *row) for row in rows)
-buffer = ctypes.create_string_buffer(code)
-class Program(ctypes.Structure):
-    _fields_ = [("n", ctypes.c_ushort), ("f", ctypes.c_void_p)]
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(buffer))), 0, 0) == 0
+from sandbox_escapes.attempt import deny_unshare
+os.environ["PATH"] = ""
+deny_unshare()
 async def main():
     try:
         async with Sandbox(1) as box:
@@ -385,12 +379,18 @@ asyncio.run(main())
 
 
 async def test_without_isolation_nothing_runs() -> None:
-    result = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=60, check=False
-    )
+    words = [sys.executable, "-c", REFUSED, str(Path(__file__).parent)]
+    result = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert "refuses to run programs" in result.stdout and "RunResult" not in result.stdout
-    assert "CLONE_NEWPID" in result.stdout and "CAP_SYS_ADMIN" in result.stdout and "--cap-add" in result.stdout
+    assert "unshare(CLONE_NEW" in result.stdout
+    for hint in (
+        "CAP_SYS_ADMIN",
+        "kernel.unprivileged_userns_clone=1",
+        "apt install bubblewrap",
+        "--cap-add SYS_ADMIN",
+    ):
+        assert hint in result.stdout
 
 
 async def test_options_are_checked() -> None:

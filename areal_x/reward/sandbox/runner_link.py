@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
+import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,16 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
 """How much longer than a run's own deadline its helper may take before it counts as lost."""
 
+_DOCKER = "in Docker add --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 _HELP = {
-    "unshare(CLONE_NEWUSER)": (
-        "user namespaces are not allowed. Allow them (sysctl kernel.unprivileged_userns_clone=1, "
-        "user.max_user_namespaces=10000; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0), or run as root "
-        "with CAP_SYS_ADMIN; in Docker add --cap-add SYS_ADMIN --security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined"
-    ),
     "prctl(PR_SET_SECCOMP)": "this kernel has no system call filters; use one with CONFIG_SECCOMP_FILTER",
-    "architecture": f"there is no system call table for {platform.machine()}; x86_64 and aarch64 have one",
+    "architecture": "use a machine with x86_64 or aarch64",
 }
 _HELP_NAMESPACES = (
-    "namespaces or mounts are not allowed here. Run as root with CAP_SYS_ADMIN or as a user who may make user "
-    "namespaces; in Docker add --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+    "namespaces or mounts are not allowed here. Run as root with CAP_SYS_ADMIN; or allow user namespaces (sysctl "
+    "kernel.unprivileged_userns_clone=1, user.max_user_namespaces=10000; on Ubuntu "
+    "kernel.apparmor_restrict_unprivileged_userns=0); or, as another user than root, install bubblewrap 0.8 or later "
+    f"(apt install bubblewrap); {_DOCKER}"
 )
 
 
@@ -49,13 +46,13 @@ class RunnerLink:
 
     def __init__(self, python: str, packages: Mapping[str, str], preload: Sequence[str]) -> None:
         self._python = python
-        self._options = {"packages": dict(packages), "preload": list(preload)}
+        self._options: dict[str, Any] = {"packages": dict(packages), "preload": list(preload)}
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._reply: asyncio.Future[dict[str, Any]] | None = None
         self._errors = -1
         self.mode = ""
-        """``root`` or ``user``: with whose rights it isolates."""
+        """``root`` or ``user``: with whose rights it isolates; or ``bubblewrap``."""
 
     @property
     def alive(self) -> bool:
@@ -97,6 +94,11 @@ class RunnerLink:
         answer = await self._exchange(self._options, [], _START_SECONDS)
         if "unavailable" in answer:
             await self.close()
+            executable = shutil.which("bwrap")
+            if executable is not None and "bubblewrap" not in self._options:
+                self._options["bubblewrap"] = executable
+                await self.start()
+                return
             hint = _HELP.get(answer["unavailable"], _HELP_NAMESPACES)
             raise SandboxUnavailableError(f"the sandbox refuses to run programs: {answer['error']}: {hint}")
         self.mode = answer["ready"]
@@ -121,7 +123,7 @@ class RunnerLink:
             text = (
                 f"a helper of the sandbox did not answer for {seconds:g} s" if isinstance(error, TimeoutError) else ""
             )
-            failure = SandboxError(text or f"a helper of the sandbox died ({error}){self._last_words()}")
+            failure = SandboxError(text or f"a helper of the sandbox died ({error}){self.last_words()}")
             await self.close()
             raise failure from error
         except asyncio.CancelledError:
@@ -160,7 +162,8 @@ class RunnerLink:
         elif waiting and self._reply is not None:
             self._reply.set_result(json.loads(data))
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """What the helper wrote to standard error."""
         text = read_output(self._errors, 1 << 16)[0].decode(errors="replace").strip() if self._errors >= 0 else ""
         return f":\n{text[-2000:]}" if text else ""
 

@@ -231,7 +231,7 @@ class Sandbox:
                 self._idle.append(link)
         for member in reply["members"]:
             if "refused" in member:
-                raise SandboxError(f"the sandbox could not isolate a program: {member['refused']}")
+                raise SandboxError(f"the sandbox could not isolate a program: {member['refused']}{link.last_words()}")
         return reply
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +25,19 @@ VICTIM = f"import os, sys, time; os.geteuid() or os.setuid({UID}); print('up', f
 IN_GRADER = "import sys; expected = open(sys.argv[2]).read(); exec(compile(open(sys.argv[1]).read(), 'p', 'exec'), {})"
 """A naive grader: runs the program in the process that holds the answer."""
 BELOW_PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:]); print('PARENT LIVES')"
+
+
+def deny_unshare() -> None:
+    """Have unshare fail in this process and its children, as the default profile of a container does."""
+    number = {"x86_64": 272, "aarch64": 97}[platform.machine()]
+    rows = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in rows))
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+    assert LIBC.prctl(38, 1, 0, 0, 0) == 0
+    assert LIBC.prctl(22, 2, ctypes.byref(Program(len(rows), ctypes.addressof(code))), 0, 0) == 0
 
 
 @dataclass

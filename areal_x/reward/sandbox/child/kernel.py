@@ -22,6 +22,7 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "KernelError",
+    "NotIsolatedError",
     "detach",
     "drop_bounding_set",
     "drop_capabilities",
@@ -54,6 +55,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fork = ctypes.PyDLL(None).fork
 _MACHINE = platform.machine()
 _NO_CAPABILITIES = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+
+
+class NotIsolatedError(Exception):
+    """Programs cannot be isolated; ``call`` says what is missing."""
+
+    def __init__(self, call: str, text: str) -> None:
+        super().__init__(text)
+        self.call = call
 
 
 class KernelError(OSError):

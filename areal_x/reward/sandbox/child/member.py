@@ -28,7 +28,7 @@ from .kernel import (
 )
 from .seccomp import Filter
 
-__all__ = ["MAX_FDS", "NUM_FDS", "STATUS", "Identity", "become_member", "limit_helper"]
+__all__ = ["MAX_FDS", "NUM_FDS", "STATUS", "Identity", "become_member", "drop_user", "limit_helper", "work_below"]
 
 STATUS = struct.Struct("=idq")
 """What a member reports of its work: wait status, CPU seconds, largest resident set of one process in KiB."""
@@ -79,11 +79,23 @@ def become_member(
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     os.chdir("/tmp")
     if identity.drop:
-        os.setgroups([])
-        os.setresgid(identity.uid, identity.uid, identity.uid)
-        os.setresuid(identity.uid, identity.uid, identity.uid)
+        drop_user(identity.uid)
+    work_below(limits, identity.others, code, fds, status_fd, work)
+
+
+def drop_user(uid: int) -> None:
+    """Become the user and group ``uid`` for good; needs CAP_SETUID and CAP_SETGID."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def work_below(
+    limits: dict[str, int], others: int, code: Filter, fds: list[int], status_fd: int, work: Callable[[], Any]
+) -> NoReturn:
+    """Limit and filter this process, the first of its PID namespace, do ``work`` in a child of it, and reap."""
     drop_capabilities()
-    _set_limits(limits, identity.others)
+    _set_limits(limits, others)
     prctl(_PR_SET_DUMPABLE, 0)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     poller = select.poll()

@@ -23,15 +23,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-from . import checker, program
+from .bubblewrap import Bubblewrap
 from .identity import choose_identities, enter_namespaces
-from .kernel import CLONE_NEWPID, KernelError, drop_bounding_set, enter_pid_namespace, fork, unshare
+from .kernel import CLONE_NEWPID, KernelError, NotIsolatedError, drop_bounding_set, enter_pid_namespace, fork, unshare
 from .member import NUM_FDS, STATUS, Identity, become_member, limit_helper
 from .root import PACKAGES, enter_root, interpreter_paths
-from .seccomp import Filter, compile_filter
+from .seccomp import MACHINES, Filter, compile_filter
+from .works import WORKS
 
 __all__ = ["main"]
 
@@ -53,14 +53,6 @@ _WARM = (
 )
 """Modules that programs often import: imported once here, found ready in each fork."""
 
-_WORKS: dict[str, Callable[..., Any]] = {
-    "script": program.run_script,
-    "call": lambda: program.run_module(4),
-    "module": lambda: program.run_module(5),
-    "asserts": checker.run_asserts,
-    "pytest": checker.run_pytest,
-}
-
 
 def main(control_fd: int) -> None:
     """Serve the driver at the other end of the socket ``control_fd`` until it goes."""
@@ -69,13 +61,10 @@ def main(control_fd: int) -> None:
     options = json.loads(control.recv(1 << 16))
     try:
         runner = _isolate(control, options)
-    except KernelError as error:
+    except (KernelError, NotIsolatedError) as error:
         control.send(json.dumps({"unavailable": error.call, "error": str(error)}).encode())
         sys.exit(1)
-    except KeyError as error:
-        control.send(json.dumps({"unavailable": "architecture", "error": f"{error}"}).encode())
-        sys.exit(1)
-    control.send(json.dumps({"ready": "root" if runner.identities[0].drop else "user"}).encode())
+    control.send(json.dumps({"ready": runner.mode}).encode())
     runner.serve()
 
 
@@ -87,8 +76,13 @@ def _isolate(control: socket.socket, options: dict[str, Any]) -> _Runner:
         os.dup2(null, place)  # So that the numbers of all others are above those that programs get.
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("900")  # When the machine runs out of memory, programs go first.
-    code = Filter(compile_filter(platform.machine()))
+    machine = platform.machine()
+    if machine not in MACHINES:
+        raise NotIsolatedError("architecture", f"there is no table of system calls for {machine}")
+    code = Filter(compile_filter(machine))
     paths = interpreter_paths()
+    if "bubblewrap" in options:
+        return _Runner(control, [], -1, code, Bubblewrap(options["bubblewrap"], paths, options["packages"]))
     identities = choose_identities()
     own = enter_namespaces(identities[0], control)
     enter_root(paths, options["packages"])
@@ -106,8 +100,17 @@ def _isolate(control: socket.socket, options: dict[str, Any]) -> _Runner:
 
 
 class _Runner:
-    def __init__(self, control: socket.socket, identities: list[Identity], own: int, code: Filter) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        identities: list[Identity],
+        own: int,
+        code: Filter,
+        bubblewrap: Bubblewrap | None = None,
+    ) -> None:
         self.control = control
+        self.bubblewrap = bubblewrap
+        self.mode = "bubblewrap" if bubblewrap else "root" if identities[0].drop else "user"
         self.identities = identities
         self.own = own
         self.code = code
@@ -136,7 +139,7 @@ class _Runner:
             wanted = [fds[index] if index >= 0 else -1 for index in member["fds"]]
             if channel:
                 wanted[NUM_FDS - 1] = channel[place].fileno()
-            running.append(self._start(self.identities[place], member, wanted))
+            running.append(self._start(place, member, wanted))
         for end in channel:
             end.close()
         for fd in fds:
@@ -145,18 +148,22 @@ class _Runner:
         statuses = [self._finish(pid, fd) for pid, fd in running]
         return {"ended": ended, "members": statuses, "seconds": time.monotonic() - started}
 
-    def _start(self, identity: Identity, member: dict[str, Any], fds: list[int]) -> tuple[int, int]:
+    def _start(self, place: int, member: dict[str, Any], fds: list[int]) -> tuple[int, int]:
         reader, writer = os.pipe()
-        unshare(CLONE_NEWPID, "CLONE_NEWPID")
+        if self.bubblewrap is None:
+            unshare(CLONE_NEWPID, "CLONE_NEWPID")
         pid = fork()
         if pid == 0:
             try:
-                become_member(identity, member["limits"], self.code, fds, writer, _WORKS[member["work"]])
+                if self.bubblewrap is not None:
+                    self.bubblewrap.execute(member, fds, writer)
+                become_member(self.identities[place], member["limits"], self.code, fds, writer, WORKS[member["work"]])
             except OSError as error:
                 os.write(writer, f"!{error}".encode())
             finally:
                 os._exit(1)
-        enter_pid_namespace(self.own)
+        if self.bubblewrap is None:
+            enter_pid_namespace(self.own)
         os.close(writer)
         return pid, reader
 
@@ -172,11 +179,13 @@ class _Runner:
     def _finish(self, pid: int, status_fd: int) -> dict[str, Any]:
         """Kill what is left of a member; when its first process is gone, so is every other one of its namespace."""
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         data = os.read(status_fd, 4096)
         os.close(status_fd)
         if data.startswith(b"!"):
             return {"refused": data[1:].decode()}
+        if not data and 0 <= code < 128:
+            return {"refused": f"it ended with status {code} before it was isolated"}
         if len(data) < STATUS.size:
             return {}
         status, cpu_seconds, kilobytes = STATUS.unpack(data)

@@ -14,9 +14,11 @@ import struct
 from .kernel import KernelError, prctl
 from .syscalls import FILTERED, numbers
 
-__all__ = ["Filter", "compile_filter"]
+__all__ = ["MACHINES", "Filter", "compile_filter"]
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+MACHINES = frozenset(_AUDIT_ARCH)
+"""Architectures with a table of system calls."""
 _LOAD, _JUMP_EQUAL, _JUMP_ABOVE, _JUMP_FROM, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24  # Offsets in struct seccomp_data, low halves.
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
