@@ -296,7 +296,7 @@ async def test_a_key_that_is_missing_or_broken_is_told_without_showing_it(monkey
         ({"prompt": "{completion.x}"}, "plain names"),
         ({"prompt": "{completion} {completions}"}, "does not go with"), ({"rubric": 3}, "rubric"),
         ({"base_url": "127.0.0.1:8000"}, "base_url"), ({"base_url": "http://u:p@h/v1"}, "host h holds a user"),
-        ({"api_key_env": "sk-live-123"}, "api_key_env is not the name"), ({"model": ""}, "model"),
+        ({"api_key_env": "sk_live_123"}, "api_key_env is not the name"), ({"model": ""}, "model"),
         ({"max_concurrent": 0}, "max_concurrent"), ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"votes": 0}, "votes"), ({"min_votes": 2}, "min_votes"), ({"aggregate": "max"}, "majority"),
         ({"sampling": {"model": "x"}}, "sampling.model"), ({"sampling": 3}, "sampling"),
@@ -309,7 +309,7 @@ async def test_a_key_that_is_missing_or_broken_is_told_without_showing_it(monkey
 def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         get_reward_fn("judge", **{"model": "stub", "base_url": "http://127.0.0.1:9/v1", "parser": "number", **options})
-    assert "sk-live-123" not in str(caught.value) and "u:p" not in str(caught.value)
+    assert "sk_live_123" not in str(caught.value) and "u:p" not in str(caught.value)
 
 
 def test_columns_of_the_template_must_be_in_the_data() -> None:

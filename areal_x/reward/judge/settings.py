@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from areal_x.reward.options import check_number, check_whole_number
 
 __all__ = ["CallLimits", "ServerSettings", "check_base_url", "check_sampling", "read_api_key"]
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
 _OWN_KEYS = frozenset({"model", "messages", "response_format", "stream", "n", "extra_headers", "api_key"})
 
 
@@ -32,10 +34,11 @@ class ServerSettings:
             raise ConfigError(f"reward 'judge': model={self.model!r} is not the name of a model")
         check_base_url(self.base_url)
         name = self.api_key_env
-        if name is not None and not (isinstance(name, str) and name.replace("_", "a").isalnum() and len(name) < 60):
+        if name is not None and not (isinstance(name, str) and _VARIABLE.fullmatch(name)):
             # The value is not shown: it may be the key itself, put there by mistake.
             raise ConfigError(
-                "reward 'judge': api_key_env is not the name of an environment variable, such as OPENAI_API_KEY"
+                "reward 'judge': api_key_env is not the name of an environment variable in capitals, "
+                "such as OPENAI_API_KEY"
             )
         check_whole_number("judge", "max_concurrent", self.max_concurrent, 1)
         for option in ("requests_per_minute", "tokens_per_minute"):
