@@ -57,7 +57,7 @@ def test_most_plain_pairs_are_told_without_sympy() -> None:
 
 def test_every_kind_gets_math_verifys_verdict_behind_a_chain_of_thought() -> None:
     reward = get_reward_fn("math")
-    cases = [pair for number, pair in enumerate(pairs()) if number % 5 == 0]
+    cases = [pair for number, pair in enumerate(pairs()) if number % 7 == 0]
     assert len(cases) > 300
     wrong = [
         (gold, answer)
