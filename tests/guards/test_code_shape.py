@@ -40,6 +40,7 @@ BROAD_HANDLERS: dict[str, str] = {
     "areal_x/reward/sandbox/child/program.py::run_module": "a model's program, in the sandbox",
     "areal_x/reward/sandbox/child/program.py::run_script": "the exit handlers of a model's program, in the sandbox",
     "areal_x/reward/sandbox/child/remote.py::_call_back": "a function of a data set's test, in the sandbox",
+    "areal_x/rollout/executor.py::_on_group_scored": "the run, as for an episode",
     "areal_x/rollout/executor.py::_settle": "the run: what ends it is kept and raised to the trainer",
     "areal_x/rollout/executor.py::_tick": "the item stream: what it raises ends the run",
     "areal_x/rollout/lockstep.py::_run_round": "a synchronous batch: its error reaches each of its episodes",
