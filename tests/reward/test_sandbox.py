@@ -157,6 +157,10 @@ FAKES = {
         "for n in ('all', 'any', 'abs', 'isinstance'): setattr(builtins, n, lambda *a: True)\n"
         "def f(x): return 0"
     ),
+    "own_abs_and_all": "def f(x): return 0\ndef abs(x): return 0\ndef all(x): return True\ndef map(*a): return []",
+    "own_isclose_and_counter": "def isclose(*a): return True\ndef Counter(x): return 0\ndef f(x): return 0\nnp = f",
+    "own_math": "class math:\n isclose = staticmethod(lambda *a: True)\ndef f(x): return 0",
+    "other_math": "import operator as math, operator\nfrom operator import not_ as abs\ndef f(x): return 0",
     "patched_assertion_error": (
         "import builtins\nbuiltins.AssertionError = type('A', (BaseException,), {})\ndef f(x): return 0"
     ),
@@ -191,6 +195,8 @@ TESTS = [
     "assert f(2) in (4, 5) and 4 in [f(2)]",
     "assert all(map(lambda x: f(x) == x * x, [2, 3]))",
     "EXPECTED = 4\nassert not f(2) != EXPECTED",
+    "from math import isclose\nassert isclose(f(2), 4.0)",
+    "assert isclose(f(2), 4.0) and Counter([f(2)]) == Counter([4]) and math.isclose(f(2), 4.0)",
 ]
 
 
@@ -205,7 +211,11 @@ async def test_a_program_cannot_fake_a_pass(sandbox: Sandbox, name: str) -> None
 
 
 async def test_the_tests_pass_for_a_right_program(sandbox: Sandbox) -> None:
-    checks = await asyncio.gather(*(sandbox.check("def f(x): return x * x", test) for test in TESTS))
+    program = "import math\nfrom math import isclose\nfrom collections import Counter\ndef f(x): return x * x"
+    checks = await asyncio.gather(*(sandbox.check(program, test) for test in TESTS))
+    # A function under test may have any name.
+    checks += [await sandbox.check("def sum(a, b): return a + b", "assert sum(1, 2) == 3")]
+    checks += [await sandbox.check("def bisect(a): return a // 2", "assert bisect(4) == 2")]
     assert all(check.passed and check.loaded for check in checks), checks
 
 
@@ -267,6 +277,14 @@ async def test_a_test_file_is_counted_test_by_test(sandbox: Sandbox) -> None:
     passed = {"test_push[1]": True, "test_push[2]": True, "test_push[99]": False, "test_raises": True}
     assert result.tests == {**passed, "test_skipped": False, "test_fixture": True}, result.error
     assert result.completed and "99 is too much" in result.error
+
+
+async def test_importing_everything_takes_no_builtins(sandbox: Sandbox) -> None:
+    program = "def abs(x): return 0\ndef f(x): return 0\nLIMIT = 3"
+    everything = "from solution import *\ndef test_f():\n    assert LIMIT == 3 and abs(f(2) - 4) < 1e-6\n"
+    assert (await sandbox.pytest(program, everything)).tests == {"test_f": False}
+    by_name = "from solution import abs\ndef test_abs():\n    assert abs(-2) == 0\n"
+    assert (await sandbox.pytest(program, by_name)).tests == {"test_abs": True}
 
 
 async def test_broken_tests_are_an_error_and_no_verdict(sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ checker ──"call f with 2"──▶ program
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 import traceback
@@ -13,12 +14,16 @@ import types
 from typing import Any
 
 from .program import read_source, send
-from .remote import Program, ProgramError
+from .remote import Program, ProgramError, is_remote
 from .values import load
 
 __all__ = ["run_asserts", "run_pytest"]
 
 _REPORT, _CHANNEL = 4, 5
+_HELPERS = frozenset(
+    {"Counter", "Decimal", "Fraction", "OrderedDict", "defaultdict", "deque", "isclose", "np", "numpy"}
+)
+"""Names that tests use to compare, and programs import."""
 
 
 def _end(report: dict[str, Any]) -> None:
@@ -53,13 +58,29 @@ def _start(*codes: types.CodeType) -> dict[str, Any]:
         raise
 
 
+def _without_impostors(names: dict[str, Any], used: set[str]) -> dict[str, Any]:
+    """``names`` without those that a test expects to be something else: a program's own ``abs`` could call all right.
+
+    A function under test may have such a name, though: it is kept if it is all that the test calls of the program.
+    """
+    called = {name for name in used & names.keys() if is_remote(names[name])}
+    return {name: value for name, value in names.items() if called == {name} or not _is_impostor(name, value)}
+
+
+def _is_impostor(name: str, value: Any) -> bool:
+    if hasattr(builtins, name):
+        return value is not getattr(builtins, name)
+    if name in _HELPERS or name in sys.stdlib_module_names:
+        return is_remote(value) or getattr(value, "__name__", "") != name
+    return False
+
+
 def run_asserts() -> None:
     """Execute the test's code with the program's names as its globals; passed if it reaches its end."""
     order = load(read_source())
     setup = compile(order["setup"], "setup.py", "exec")
     code = compile(order["code"], "test.py", "exec")
-    names = _start(setup, code)
-    space: dict[str, Any] = {"__name__": "test", **names}
+    space: dict[str, Any] = {"__name__": "test", **_without_impostors(_start(setup, code), _names(code))}
     try:
         exec(setup, space)
         exec(code, space)
@@ -96,6 +117,8 @@ def run_pytest() -> None:
     code = compile(order["code"], "test_program.py", "exec")
     module = types.ModuleType("solution")
     module.__dict__.update(_start(code))
+    # A test that imports a name asks for it; one that imports all does not ask for another ``abs``.
+    module.__dict__["__all__"] = list(_without_impostors({**module.__dict__}, set()))
     sys.modules["solution"] = module
     with open("test_program.py", "w") as file:
         file.write(order["code"])

@@ -18,9 +18,16 @@ from typing import Any
 
 from .values import InvalidValueError, decode, dump, encode, load
 
-__all__ = ["EXCEPTION_STATUS", "lines", "read_source", "run_module", "run_script", "send"]
+__all__ = ["EXCEPTION_STATUS", "IMPORTABLE", "lines", "read_source", "run_module", "run_script", "send"]
 
 EXCEPTION_STATUS = 1
+IMPORTABLE = frozenset(
+    f"{private}{name}"
+    for private in ("", "_")
+    for name in ("bisect", "collections", "copy", "decimal", "fractions", "functools", "heapq", "itertools", "math")
+)
+"""Modules whose functions and classes the tests may use as the program has imported them. Nothing in them can hurt."""
+_MAX_LINE = 1 << 24
 _SOURCE, _CHANNEL = 3, 5
 _CHUNK = 1 << 16
 
@@ -36,7 +43,7 @@ def read_source(fd: int = _SOURCE) -> bytes:
 
 
 def lines(fd: int) -> Iterator[bytes]:
-    """The complete lines that arrive at ``fd``."""
+    """The complete lines that arrive at ``fd``, up to one that is too long."""
     rest = bytearray()
     while part := os.read(fd, _CHUNK):
         begin = max(len(rest) - 1, 0)
@@ -45,6 +52,8 @@ def lines(fd: int) -> Iterator[bytes]:
             yield bytes(rest[:end])
             del rest[: end + 1]
             begin = 0
+        if len(rest) > _MAX_LINE:
+            return
 
 
 def send(fd: int, message: Any) -> None:
@@ -200,6 +209,14 @@ def _describe(error: BaseException) -> list[Any]:
         return [names, "", type(second).__name__]
 
 
+def _origin(value: Any) -> list[str] | None:
+    """Module and name from which the program has a function or class of the standard library."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if module in IMPORTABLE and isinstance(name, str) and getattr(sys.modules.get(module), name, None) is value:
+        return [module, name]
+    return None
+
+
 def _contents(namespace: _Namespace) -> dict[str, list[Any]]:
     """What the module holds: name -> [kind, more]; values are sent when they are asked for."""
     contents: dict[str, list[Any]] = {}
@@ -210,6 +227,8 @@ def _contents(namespace: _Namespace) -> dict[str, list[Any]]:
             contents[name] = ["module", value.__name__]
         elif isinstance(value, type) and value.__module__ == namespace.module.__name__:
             contents[name] = ["class", [base.__name__ for base in value.__mro__[1:]]]
+        elif (origin := _origin(value)) is not None:
+            contents[name] = ["import", origin]
         elif callable(value):
             contents[name] = ["function", None]
         else:

@@ -16,10 +16,10 @@ import sys
 import types
 from typing import Any
 
-from .program import lines, send
+from .program import IMPORTABLE, lines, send
 from .values import InvalidValueError, decode, encode, load
 
-__all__ = ["Program", "ProgramError"]
+__all__ = ["Program", "ProgramError", "is_remote"]
 
 _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 _ARITHMETIC = frozenset(
@@ -74,6 +74,8 @@ class Program:
         for name, (kind, more) in contents.items():
             if kind == "module" and more in sys.stdlib_module_names:
                 self.names[name] = importlib.import_module(more)
+            elif kind == "import" and more[0] in IMPORTABLE:
+                self.names[name] = getattr(importlib.import_module(more[0]), more[1])
             elif kind == "function":
                 self.names[name] = self._function(name)
             elif kind == "value" and name in wanted:
@@ -199,7 +201,7 @@ def _fill(space: dict[str, Any], program: Program, methods: frozenset[str]) -> N
 
     def special(method: str) -> Any:
         def forward(self: Any, *args: Any) -> Any:
-            own = self._areal_x_built or method not in _DECIDING or all(map(_is_remote, args))
+            own = self._areal_x_built or method not in _DECIDING or all(map(is_remote, args))
             if not own:
                 if method in _ARITHMETIC:
                     return NotImplemented
@@ -210,7 +212,7 @@ def _fill(space: dict[str, Any], program: Program, methods: frozenset[str]) -> N
 
     def compare(method: str) -> Any:
         def forward(self: Any, other: Any) -> Any:
-            if not _is_remote(other):
+            if not is_remote(other):
                 return NotImplemented
             return program.decode(program.ask("special", self._areal_x_target, method, program.encode([other]))[0])
 
@@ -233,7 +235,8 @@ def _fill(space: dict[str, Any], program: Program, methods: frozenset[str]) -> N
 _DECIDING = _ARITHMETIC | {"__contains__"}
 
 
-def _is_remote(value: Any) -> bool:
+def is_remote(value: Any) -> bool:
+    """Whether it stands for something in the program's process."""
     return getattr(value, "_areal_x_target", None) is not None
 
 
@@ -245,7 +248,7 @@ def _metaclass(program: Program, name: str) -> type:
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             value = program.call(("n", name), args, kwargs)
-            if _is_remote(value):
+            if is_remote(value):
                 object.__setattr__(value, "_areal_x_built", True)
             return value
 

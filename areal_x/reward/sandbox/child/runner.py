@@ -35,6 +35,7 @@ from .works import WORKS
 
 __all__ = ["main"]
 
+_MAX_MESSAGE = 1 << 17
 _WARM = (
     *(
         "array",
@@ -58,7 +59,7 @@ def main(control_fd: int) -> None:
     """Serve the driver at the other end of the socket ``control_fd`` until it goes."""
     control = socket.socket(fileno=fcntl.fcntl(control_fd, fcntl.F_DUPFD_CLOEXEC, NUM_FDS))
     os.close(control_fd)
-    options = json.loads(control.recv(1 << 16))
+    options = json.loads(control.recv(_MAX_MESSAGE))
     try:
         runner = _isolate(control, options)
     except (KernelError, NotIsolatedError) as error:
@@ -118,7 +119,9 @@ class _Runner:
     def serve(self) -> None:
         """Answer orders, one after another."""
         while True:
-            message, ancillary, _, _ = self.control.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 64))
+            message, ancillary, _, _ = self.control.recvmsg(
+                _MAX_MESSAGE, socket.CMSG_SPACE(4 * 64), socket.MSG_CMSG_CLOEXEC
+            )
             fds = [fd for _, _, data in ancillary for fd in array.array("i", data)]
             if not message:
                 sys.exit(0)
