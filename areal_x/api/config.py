@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "BASELINES",
+    "SCALES",
     "AlgorithmConfig",
     "DataConfig",
     "EvaluationConfig",
@@ -26,6 +28,11 @@ __all__ = [
     "TrainConfig",
     "WorkflowConfig",
 ]
+
+BASELINES = ("group_mean", "leave_one_out", "batch_mean", "none")
+"""What may be taken from a reward (``algorithm.baseline``)."""
+SCALES = ("group_std", "batch_std", "none")
+"""What the rest may be divided by (``algorithm.scale_by``)."""
 
 
 @dataclass
@@ -141,6 +148,8 @@ class RewardConfig:
     failure_window: int = 256
     post_process: str | None = None
     """Dotted path or ``file.py:function`` of ``(samples) -> (raw, processed)``, called with each complete group."""
+    post_process_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments bound to that function by name; for a hook of slime's, its ``args``."""
     scale: float = 1.0
     """Factor of the reward, applied first."""
     bias: float = 0.0

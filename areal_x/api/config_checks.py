@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from areal_x.api.config import ExperimentConfig, SamplingConfig
+from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
@@ -34,6 +34,8 @@ MODEL_INIT_KEYS = (
     "vocab_size",
 )
 """Keys of ``model.init``."""
+RESERVED_NAMES = (DEFAULT_REWARD_KEY, "mean", "std", "processed_mean")
+"""What no reward of several may be called: metrics of the whole have these names."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -247,37 +249,56 @@ def _check_reward(config: ExperimentConfig) -> None:
             finite = False
         if not finite:
             raise _fail("reward.on_failure", reward.on_failure, "must be drop, mask, raise or a number")
+    for key, value in (("reward_key", reward.reward_key), ("eval_reward_key", reward.eval_reward_key)):
+        if value == "":
+            raise _fail(f"reward.{key}", "''", "name the key of the reward in a returned dict")
     _check_several_rewards(config)
     _check_shaping(config)
 
 
 def _check_several_rewards(config: ExperimentConfig) -> None:
     reward = config.reward
-    if reward.rewards and reward.fn is not None:
-        raise _fail("reward.fn", reward.fn, "reward.rewards is set, too; list this one there, or drop one of the two")
+    for key, value in (("fn", reward.fn), ("kwargs", reward.kwargs or None), ("group", reward.group)):
+        if reward.rewards and value is not None:
+            fix = "reward.rewards is set, too; say it there, for the reward that it belongs to"
+            raise _fail(f"reward.{key}", value, fix)
     for name, part in reward.rewards.items():
         key = f"reward.rewards.{name}"
-        if not name or "/" in name or name == DEFAULT_REWARD_KEY:
-            raise _fail(key, name, f"a reward's name must not be empty, hold a / or be {DEFAULT_REWARD_KEY!r}")
+        if not name or "/" in name or name in RESERVED_NAMES:
+            fix = f"a reward's name must not be empty, hold a / or be one of {', '.join(RESERVED_NAMES)}"
+            raise _fail(key, name, fix)
         if not math.isfinite(part.weight):
             raise _fail(f"{key}.weight", part.weight, "must be a finite number")
+        if not part.reward_key:
+            raise _fail(f"{key}.reward_key", repr(part.reward_key), "name the key of the reward in a returned dict")
         _above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
         _check_reference(f"{key}.fn", part.fn)
+    if reward.rewards and not any(part.weight for part in reward.rewards.values()):
+        raise _fail("reward.rewards", "all weights 0", "nothing could be learnt; give one of them another weight")
     _one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
     if reward.aggregation == "normalize_then_sum":
-        shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens
-        if any(shapes) or (reward.scale, reward.bias) != (1.0, 0.0):
-            fix = "scale, bias, clip, overlong and post_process change the sum; they need sum_then_normalize"
-            raise _fail("reward.aggregation", reward.aggregation, fix)
-        if not reward.rewards:
-            raise _fail("reward.aggregation", reward.aggregation, "there is one reward; list several in reward.rewards")
-        if reward.on_failure not in ("drop", "mask", "raise"):
-            fix = "a number cannot stand for several rewards; use drop, mask or raise with normalize_then_sum"
-            raise _fail("reward.on_failure", reward.on_failure, fix)
+        _check_normalized_sum(reward)
+
+
+def _check_normalized_sum(reward: RewardConfig) -> None:
+    shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens
+    if any(shapes) or (reward.scale, reward.bias) != (1.0, 0.0):
+        fix = "scale, bias, clip, overlong and post_process change the sum; they need sum_then_normalize"
+        raise _fail("reward.aggregation", reward.aggregation, fix)
+    if not reward.rewards:
+        raise _fail("reward.aggregation", reward.aggregation, "there is one reward; list several in reward.rewards")
+    if reward.on_failure not in ("drop", "mask", "raise"):
+        fix = "a number cannot stand for several rewards; use drop, mask or raise with normalize_then_sum"
+        raise _fail("reward.on_failure", reward.on_failure, fix)
+    if reward.reward_key != DEFAULT_REWARD_KEY:
+        fix = "picks one of several rewards; with normalize_then_sum each counts by its weight"
+        raise _fail("reward.reward_key", reward.reward_key, fix)
 
 
 def _check_shaping(config: ExperimentConfig) -> None:
     reward = config.reward
+    if reward.scale == 0:
+        raise _fail("reward.scale", 0, "makes all rewards equal, so nothing could be learnt")
     for name, value in (("scale", reward.scale), ("bias", reward.bias)):
         if not math.isfinite(value):
             raise _fail(f"reward.{name}", value, "must be a finite number")
@@ -293,8 +314,8 @@ def _check_shaping(config: ExperimentConfig) -> None:
 def _check_algorithm(config: ExperimentConfig) -> None:
     algorithm = config.algorithm
     _one_of("algorithm.name", algorithm.name, ("grpo",))
-    _one_of("algorithm.baseline", algorithm.baseline, ("group_mean", "leave_one_out", "batch_mean", "none"))
-    _one_of("algorithm.scale_by", algorithm.scale_by, ("group_std", "batch_std", "none"))
+    _one_of("algorithm.baseline", algorithm.baseline, BASELINES)
+    _one_of("algorithm.scale_by", algorithm.scale_by, SCALES)
     _within("algorithm.clip_low", algorithm.clip_low, 0, 1)
     _at_least("algorithm.clip_high", algorithm.clip_high, 0)
     _at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)

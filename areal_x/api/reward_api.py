@@ -13,8 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from areal_x.api.errors import ConfigError
-from areal_x.api.reward_arguments import GROUP_ARGUMENTS, REWARD_ARGUMENTS, TRUNCATED, RewardArguments, innermost
+from areal_x.api.reward_arguments import (
+    GROUP_ARGUMENTS,
+    REWARD_ARGUMENTS,
+    TRUNCATED,
+    RewardArguments,
+    innermost,
+    isolated,
+)
 from areal_x.api.reward_base import PendingScore, Reward
+from areal_x.api.reward_lifecycle import RewardLifecycle, has_lifecycle
 from areal_x.api.reward_records import (
     DEFAULT_REWARD_KEY,
     RewardCrashError,
@@ -127,6 +135,12 @@ class AsyncRewardWrapper(Reward):
         self.score_truncated = score_truncated
         self._object = innermost(reward_fn)
         self.is_async = _is_async(self._object)
+        if not self.is_async and has_lifecycle(self._object):
+            raise ConfigError(
+                f"reward {self.name} has start(), close() or metrics(), but runs in worker processes, where nothing of "
+                "it is kept; write 'async def __call__', or leave them out"
+            )
+        self.min_group_size = int(getattr(self._object, "min_group_size", 1))
         self.is_group = bool(getattr(self._object, "is_group_reward", False)) if group is None else group
         self._pool = pool
         self._arguments = RewardArguments.of(reward_fn, self.name)
@@ -136,7 +150,7 @@ class AsyncRewardWrapper(Reward):
         self._active_pool: ProcessPool | None = None
         self._function: RegisteredFunction | None = None
         self._client = PoolClient(max_workers)
-        self._start_lock, self._is_started = asyncio.Lock(), False
+        self._lifecycle = RewardLifecycle(self._object, self.name)
 
     def __repr__(self) -> str:
         limits = f"timeout_seconds={self.timeout_seconds:g}, max_workers={self.max_workers}"
@@ -167,7 +181,7 @@ class AsyncRewardWrapper(Reward):
                 imported there.
         """
         if self.is_async:
-            await self._start_object()
+            await self._lifecycle.start()
             return
         loop = asyncio.get_running_loop()
         pool = self._pool or default_pool()
@@ -182,19 +196,10 @@ class AsyncRewardWrapper(Reward):
             self._client = PoolClient(self.max_workers)
         self._loop, self._active_pool, self._function = loop, pool, function
 
-    async def _start_object(self) -> None:
-        async with self._start_lock:
-            start = getattr(self._object, "start", None)
-            if start is not None and not self._is_started:
-                await start()
-            self._is_started = True
-
     async def close(self) -> None:
         """Close an object that has something to give back. The pool is its owner's to close."""
-        close = getattr(self._object, "close", None)
-        if self.is_async and self._is_started and close is not None:
-            await close()
-        self._is_started = False
+        if self.is_async:
+            await self._lifecycle.close()
 
     def metrics(self) -> dict[str, float]:
         """See ``Reward.metrics``."""
@@ -240,7 +245,9 @@ class AsyncRewardWrapper(Reward):
     ) -> RewardOutcome:
         """Score one completion; a failure is a typed record, too. Only a pool that is closed or cannot go on raises."""
         if self.is_group:
-            sample = RewardSample(prompt, completions, _as_list(prompt_ids), _as_list(completion_ids), data)
+            truncated = bool(data.pop(TRUNCATED, False)) if self.takes_truncated else False
+            ids = _as_list(prompt_ids) or [], _as_list(completion_ids) or []
+            sample = RewardSample(prompt, completions, *ids, data, truncated)
             return RewardOutcome("pending", pending=PendingScore(sample))
         result = await self._run(self._select(prompt, completions, prompt_ids, completion_ids, data))
         if result.status != "ok":
@@ -310,27 +317,45 @@ class AsyncRewardWrapper(Reward):
         return await self._active_pool.call(self._function, kwargs, self.timeout_seconds, self._client, self._int_lists)
 
     async def _await(self, kwargs: dict[str, Any]) -> CallResult:
-        if not self._is_started:
+        if not self._lifecycle.is_started:
             await self.start()
-        for name in self._int_lists:
-            if kwargs.get(name) is not None:
-                kwargs[name] = _as_list(kwargs[name])
+        for name, value in kwargs.items():
+            kwargs[name] = _as_list(value) if name in self._int_lists else isolated(value)
         started_at = time.monotonic()
         owns_deadline = getattr(self._object, "owns_deadline", False)
         deadline = contextlib.nullcontext() if owns_deadline else asyncio.timeout(self.timeout_seconds)
         try:
             async with deadline:
                 value = await self.reward_fn(**kwargs)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return _raised(error, started_at, "it cancelled itself")
         except Exception as error:  # The boundary to the user's coroutine: whatever it raises is its result.
-            seconds = time.monotonic() - started_at
-            if isinstance(deadline, asyncio.Timeout) and deadline.expired() and isinstance(error, TimeoutError):
-                text = f"{self.name} did not return within {self.timeout_seconds:g} s"
-                return CallResult("timeout", None, text, seconds=seconds, started_at=started_at)
+            if _has_expired(deadline) and isinstance(error, TimeoutError):
+                return self._late(started_at)
             if isinstance(error, RewardTimeoutError):
+                seconds = time.monotonic() - started_at
                 return CallResult("timeout", None, f"{self.name}: {error}", seconds=seconds, started_at=started_at)
-            summary, name = f"{type(error).__name__}: {error}", type(error).__name__
-            return CallResult("error", None, summary, name, traceback.format_exc(), "", seconds, started_at)
+            return _raised(error, started_at, str(error))
+        if _has_expired(deadline):
+            return self._late(started_at)
         return CallResult("ok", value, seconds=time.monotonic() - started_at, started_at=started_at)
+
+    def _late(self, started_at: float) -> CallResult:
+        text = f"{self.name} did not return within {self.timeout_seconds:g} s"
+        return CallResult("timeout", None, text, seconds=time.monotonic() - started_at, started_at=started_at)
+
+
+def _has_expired(deadline: Any) -> bool:
+    return isinstance(deadline, asyncio.Timeout) and deadline.expired()
+
+
+def _raised(error: BaseException, started_at: float, text: str) -> CallResult:
+    name = type(error).__name__
+    details = "".join(traceback.format_exception(error))
+    return CallResult("error", None, f"{name}: {text}", name, details, "", time.monotonic() - started_at, started_at)
 
 
 def as_reward(reward_fn: Reward | Callable[..., Any]) -> Reward:
@@ -347,8 +372,6 @@ def _length(values: Any) -> int | None:
 
 
 def _as_list(values: Any) -> Any:
-    if values is None:
-        return []
     return values.tolist() if hasattr(values, "tolist") else values
 
 

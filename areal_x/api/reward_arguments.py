@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_records import RewardSample
 
-__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "TRUNCATED", "RewardArguments", "innermost"]
+__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "TRUNCATED", "RewardArguments", "innermost", "isolated"]
 
 REWARD_ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")
 """Arguments that every reward function may take, beside the columns of its data item."""
@@ -26,6 +27,13 @@ def innermost(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+def isolated(value: Any) -> Any:
+    """An argument that a function may change without changing the data: what a worker process has anyhow."""
+    if isinstance(value, list) and value and isinstance(value[0], RewardSample):
+        return [replace(sample, data=copy.deepcopy(sample.data)) for sample in value]
+    return copy.deepcopy(value) if isinstance(value, list | dict | set) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,8 @@ class RewardArguments:
         values["completions"] = [sample.completion for sample in samples]
         values["prompt_ids"] = [sample.prompt_ids for sample in samples]
         values["completion_ids"] = [sample.completion_ids for sample in samples]
+        if TRUNCATED in self.named:
+            values[TRUNCATED] = [sample.truncated for sample in samples]
         return self.select(values)
 
     def check_columns(self, columns: Iterable[str], reserved: Iterable[str]) -> None:
@@ -100,7 +110,7 @@ class RewardArguments:
         """
         names = set(columns)
         reserved = set(reserved)
-        taken = sorted(names & reserved)
+        taken = sorted(names & (reserved | {"self"}))
         if taken:
             raise DataError(f"column {taken[0]!r} of the data has the name of a reward argument; rename or drop it")
         missing = [name for name in self.required if name not in names and name not in reserved]

@@ -30,6 +30,8 @@ class Reward(ABC):
     is_group: bool = False
     score_truncated: bool = True
     """False: a completion that ended for its length is not scored (``not_applicable``)."""
+    min_group_size: int = 1
+    """Fewer samples of one prompt cannot be compared."""
     takes_truncated: bool = False
     """True: ``outcome`` takes ``truncated``, whether the completion ended for its length."""
 

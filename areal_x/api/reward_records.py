@@ -14,6 +14,7 @@ from areal_x.api.errors import ArealXError
 
 __all__ = [
     "DEFAULT_REWARD_KEY",
+    "LARGEST_REWARD",
     "RewardCrashError",
     "RewardError",
     "RewardOutcome",
@@ -23,6 +24,7 @@ __all__ = [
     "RewardTimeoutError",
     "ScoredSample",
     "check_reward",
+    "finite_number",
     "group_reward",
 ]
 
@@ -30,6 +32,8 @@ RewardStatus = Literal["ok", "not_applicable", "timeout", "crash", "error", "pen
 """How a score ended; ``pending`` until a group reward has seen the complete group, and never after that."""
 DEFAULT_REWARD_KEY = "reward"
 """Key of a returned dict that holds the reward, unless another one is chosen."""
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+"""Rewards are trained as float32."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -129,7 +133,7 @@ def check_reward(returned: Any, reward_key: str, num_completion_tokens: int | No
     Raises:
         RewardError: anything else: NaN, infinity, a bool, a string, a list, a dict without the key.
     """
-    if type(returned) is float and math.isfinite(returned):
+    if type(returned) is float and -LARGEST_REWARD <= returned <= LARGEST_REWARD:
         return RewardResult(returned)
     if returned is None:
         return None
@@ -150,8 +154,9 @@ def _check_dict(returned: Mapping[Any, Any], reward_key: str) -> RewardResult:
     for key, value in returned.items():
         if key == reward_key:
             continue
-        if _is_number(value) and math.isfinite(value):
-            result.parts[str(key)] = float(value)
+        number = finite_number(value)
+        if number is not None:
+            result.parts[str(key)] = number
         else:
             result.metadata[str(key)] = value
     return result
@@ -178,7 +183,7 @@ def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> 
 
 
 def _value(returned: RewardResult, tokens: list[float] | None, steps: list[float] | None) -> float:
-    """The scalar: as given, or the sum of the rewards of tokens, else of steps. Both must say the same."""
+    """The scalar: as given, or the sum of the rewards of tokens, else of steps. With tokens, both must agree."""
     summed = None if tokens is None and steps is None else math.fsum(tokens if tokens is not None else steps or ())
     if returned.value is None and summed is not None:
         return _number(summed, "the sum of the rewards of tokens or steps is")
@@ -205,15 +210,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
+def finite_number(value: Any) -> float | None:
+    """``value`` as a float if it is a number (no bool) that a float32 can hold, else None."""
+    if not _is_number(value):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= LARGEST_REWARD else None
+
+
 def _number(value: Any, what: str) -> float:
     if not _is_number(value):
         shown = repr(value)
         hint = "; return 1.0 or 0.0" if isinstance(value, bool | np.bool_) else ""
         raise RewardError(f"{what} a {type(value).__name__} ({shown[:80]}), expected a number{hint}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RewardError(f"{what} {number}, expected a finite number")
+    number = finite_number(value)
+    if number is None:
+        shown = str(value) if isinstance(value, float | np.floating) else "a whole number too large"
+        raise RewardError(f"{what} {shown}, expected a finite number (float32)")
     return number

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from areal_x.api.errors import ConfigError
+from areal_x.api.reward_arguments import TRUNCATED
 from areal_x.api.reward_base import PendingScore, Reward
-from areal_x.api.reward_records import DEFAULT_REWARD_KEY, RewardOutcome, RewardSample
+from areal_x.api.reward_records import DEFAULT_REWARD_KEY, LARGEST_REWARD, RewardOutcome, RewardSample
 
 __all__ = ["RewardSet", "WeightedReward"]
+
+
+Result = TypeVar("Result")
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of all calls, side by side; what one raises cancels the others and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +54,15 @@ class _Sum:
         self.values[member.name] = self.parts[member.name] = outcome.value
         for part, value in outcome.parts.items():
             self.parts.setdefault(f"{member.name}/{part}", value)
-        self.metadata |= {
-            key if key == "reason" else f"{member.name}/{key}": value for key, value in outcome.metadata.items()
-        }
+        for key, value in outcome.metadata.items():
+            if key == "reason":
+                self.metadata[key] = f"{self.metadata[key]}+{value}" if key in self.metadata else value
+            else:
+                self.metadata[f"{member.name}/{key}"] = value
 
     def add_tokens(self, member: WeightedReward, outcome: RewardOutcome, length: int) -> None:
         """A reward of the whole completion stands at its last token."""
-        tokens = outcome.token_rewards or [0.0] * (length - 1) + [outcome.value or 0.0]
+        tokens = outcome.token_rewards or [*([0.0] * (length - 1)), outcome.value or 0.0]
         before = self.token_rewards or [0.0] * length
         self.token_rewards = [a + member.weight * b for a, b in zip(before, tokens, strict=True)]
 
@@ -79,6 +95,7 @@ class RewardSet(Reward):
         self.name = "+".join(names)
         self.reward_key = reward_key
         self.is_group = any(member.reward.is_group for member in members)
+        self.min_group_size = max(member.reward.min_group_size for member in members)
         self.takes_truncated = any(member.reward.takes_truncated for member in members)
         self.score_truncated = all(member.reward.score_truncated for member in members)
 
@@ -87,22 +104,26 @@ class RewardSet(Reward):
     ) -> RewardOutcome:
         """Score one completion with every reward of single samples; those of groups wait for the others."""
         arguments = (prompt, completions, prompt_ids, completion_ids)
-        scored = await asyncio.gather(*(member.reward.outcome(*arguments, **data) for member in self.members))
+        columns = {name: value for name, value in data.items() if name != TRUNCATED} if self.takes_truncated else data
+        scored = await _all(
+            member.reward.outcome(*arguments, **(data if member.reward.takes_truncated else columns))
+            for member in self.members
+        )
         outcomes = {member.name: outcome for member, outcome in zip(self.members, scored, strict=True)}
         waiting = [outcome.pending for outcome in scored if isinstance(outcome.pending, PendingScore)]
         if waiting:
             return RewardOutcome("pending", pending=PendingScore(waiting[0].sample, outcomes))
-        return self._combine(outcomes, 0 if completion_ids is None else len(completion_ids))
+        return self._combine(outcomes)
 
     async def finish_group(self, outcomes: Sequence[RewardOutcome]) -> list[RewardOutcome]:
         """See ``Reward.finish_group``."""
         waiting: list[PendingScore] = [outcome.pending for outcome in outcomes]
         samples = [pending.sample for pending in waiting]
-        finished = await asyncio.gather(*(self._finish(member, samples) for member in self.members))
+        finished = await _all(self._finish(member, samples) for member in self.members)
         for member, results in zip(self.members, finished, strict=True):
             for pending, result in zip(waiting, results, strict=False):
                 pending.outcomes[member.name] = result
-        return [self._combine(pending.outcomes, len(pending.sample.completion_ids)) for pending in waiting]
+        return [self._combine(pending.outcomes) for pending in waiting]
 
     async def _finish(self, member: WeightedReward, samples: list[RewardSample]) -> list[RewardOutcome]:
         if not member.reward.is_group:
@@ -111,7 +132,7 @@ class RewardSet(Reward):
             [RewardOutcome("pending", pending=PendingScore(sample)) for sample in samples]
         )
 
-    def _combine(self, outcomes: Mapping[str, RewardOutcome], length: int) -> RewardOutcome:
+    def _combine(self, outcomes: Mapping[str, RewardOutcome]) -> RewardOutcome:
         seconds = max(outcome.seconds for outcome in outcomes.values())
         started_at = min((o.started_at for o in outcomes.values() if o.started_at), default=0.0)
         for name, outcome in outcomes.items():
@@ -124,9 +145,16 @@ class RewardSet(Reward):
         total = _Sum()
         for member in applied:
             total.add(member, outcomes[member.name])
-        if any(outcomes[member.name].token_rewards for member in applied):
-            for member in applied:
-                total.add_tokens(member, outcomes[member.name], length)
+        token_rewards = [outcomes[member.name].token_rewards for member in applied]
+        lengths = [len(tokens) for tokens in token_rewards if tokens]
+        if len(set(lengths)) > 1:
+            error = f"the token rewards of {self.name} differ in length: {lengths}"
+            return RewardOutcome("error", seconds=seconds, started_at=started_at, error=error)
+        for member in applied if lengths else ():
+            total.add_tokens(member, outcomes[member.name], lengths[0])
+        if not abs(total.value) <= LARGEST_REWARD:
+            error = f"the weighted sum of the rewards {self.name} is {total.value}, which is no finite number (float32)"
+            return RewardOutcome("error", seconds=seconds, started_at=started_at, error=error)
         combined = RewardOutcome("ok", total.value, total.parts, total.metadata, seconds, started_at)
         combined.values, combined.token_rewards = total.values, total.token_rewards
         return self._under_key(combined)

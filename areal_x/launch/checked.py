@@ -86,23 +86,17 @@ def _check_functions(config: ExperimentConfig) -> None:
 
 def _check_reward_names(config: ExperimentConfig) -> None:
     """Every reward is known, and takes its options, before anything starts."""
-    reward = config.reward
-    names = (
-        {"reward.fn": reward.fn}
-        if not reward.rewards
-        else {f"reward.rewards.{name}.fn": part.fn for name, part in reward.rewards.items()}
-    )
-    for key, name in names.items():
-        if name is not None and is_import_path(name) and not _is_cheap_to_import(name, key):
-            return
-    from areal_x.trainer.rewards import reward_functions
+    from areal_x.trainer.rewards import reward_function
 
-    try:
-        reward_functions(reward, dataset_name(config.data))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the options of {' or '.join(names).replace('.fn', '.kwargs')} do not fit: {error}"
-        ) from error
+    parts = config.reward.rewards or {"": config.reward}
+    for name, part in parts.items():
+        key = f"reward.rewards.{name}" if name else "reward"
+        if part.fn is not None and is_import_path(part.fn) and not _is_cheap_to_import(part.fn, f"{key}.fn"):
+            continue
+        try:
+            reward_function(name, part, dataset_name(config.data))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key}.kwargs={part.kwargs}: {error}") from error
 
 
 def dry_run(command: str, source: ConfigSource, overrides: Sequence[str]) -> None:

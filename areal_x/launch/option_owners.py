@@ -12,10 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from areal_x.launch.schema import entry_of_key
+
 __all__ = ["OPTION_OWNERS", "drop_inherited_options"]
 
 OPTION_OWNERS: dict[str, dict[str, Any]] = {
     "data.path": {"data.kwargs": {}},
+    "reward.post_process": {"reward.post_process_kwargs": {}},
     "reward.fn": {"reward.kwargs": {}, "reward.rewards": {}, "reward.group": None},
     "reward.rewards": {"reward.fn": None, "reward.kwargs": {}, "reward.group": None},
     "workflow.path": {"workflow.kwargs": {}},
@@ -44,3 +47,7 @@ def drop_inherited_options(tree: DictConfig, file: Path, overridden: Sequence[st
                 continue
             value = None if said is None else OmegaConf.select(said, key)
             OmegaConf.update(tree, key, default if value is None else value, merge=False)
+    for key in overridden:
+        entry = entry_of_key(key)
+        if entry is not None and key == f"{entry[0]}.fn" and OmegaConf.select(tree, entry[0]) is not None:
+            OmegaConf.update(tree, f"{entry[0]}.kwargs", {}, merge=False)

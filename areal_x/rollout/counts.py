@@ -13,8 +13,8 @@ class EpisodeCounts:
     """Episodes by how they ended. ``submitted`` equals the sum of all ends plus those in flight, at every moment.
 
     ``trained`` were handed to a train step (one whose tokens were all over age is among them, and counted apart in
-    the staleness counts); ``rejected`` and ``failed`` are by reason. ``failed_scores`` counts scores by status
-    whatever became of their episode, so it is no part of the sum.
+    the staleness counts); ``rejected`` and ``failed`` are by reason. ``scores`` counts all scores by status, whatever
+    became of their episode, so it is no part of the sum.
     """
 
     submitted: int = 0
@@ -22,7 +22,7 @@ class EpisodeCounts:
     cancelled: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
-    failed_scores: Counter[str] = field(default_factory=Counter)
+    scores: Counter[str] = field(default_factory=Counter)
     first_tracebacks: dict[str, str] = field(default_factory=dict)
     """The first traceback of each reason of ``failed``."""
 

@@ -9,14 +9,13 @@ Everything happens on one event loop, in callbacks; nothing polls.
 * **Admission** (``_tick``) consumes items. It waits for a place: the staleness budget, an engine slot or its queue, and
   not too many ready groups. It is unblocked by the end of a request, an episode or a group, by ``next_*`` and
   ``on_published``. It produces tasks, one for each episode.
-* **Settling** (``_settle``) consumes finished tasks and produces ready groups. It waits for nothing; a complete group
-  whose reward is one of whole groups stays open until its scores are there.
+* **Settling** (``_settle``) consumes finished tasks and produces ready groups; where the reward is one of whole groups,
+  once they are scored.
 * **Consumption** (``next_batch``, ``next_groups``) takes the ready groups, the oldest first, and masks the tokens
   that are too old. It waits for enough of them, and is unblocked by settling or by whatever ends the run.
 
-Why the oldest group first: a long sample is near the bound when it completes and loses tokens with each step that it
-waits. Why few ready groups (``max_ready_groups``): what waits, ages, and a store only has to cover the difference
-between the engine's and the trainer's pace. Why a queue at the engine: what waits there has no tokens, so does not age.
+Why the oldest group first: a long sample is near the bound, and loses tokens with each step that it waits. Why few
+ready groups (``max_ready_groups``): what waits, ages. Why a queue at the engine: what waits there has no tokens yet.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.deadlines import EpisodeDeadlines
 from areal_x.rollout.episode import EngineTraffic, Episode, EpisodeGenerator, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
-from areal_x.rollout.finish_group import GroupFinisher, GroupHooks
+from areal_x.rollout.finish_group import GroupFinisher, GroupHooks, is_waiting
 from areal_x.rollout.groups import FailurePolicy, PendingGroup
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
@@ -102,7 +101,8 @@ class RolloutExecutor:
         self._items = items
         min_samples = min_samples if min_samples is not None else min(2, config.group_size)
         policy = FailurePolicy.parse(on_failure)
-        self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), self._on_group_scored)
+        seconds = config.episode_timeout_seconds
+        self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), seconds, self._on_group_scored)
         self._on_group = on_group
         self._ready_limit = ReadyLimit(max_ready_groups, groups_per_step)
         queue = config.num_slots if max_ready_groups is None else max(config.group_size, config.num_slots // 4)
@@ -207,8 +207,8 @@ class RolloutExecutor:
 
     @property
     def num_running_episodes(self) -> int:
-        """Episodes that run now."""
-        return len(self._episodes)
+        """Episodes that run now, or wait for the score of their group."""
+        return self.budget.num_running_episodes
 
     def check_conservation(self) -> None:
         """Compare the books with the episodes that are there; raises ``AssertionError`` when one was lost."""
@@ -241,7 +241,7 @@ class RolloutExecutor:
             return
         if self._num_fresh:
             self._schedule_tick()
-        if self._lockstep is not None:
+        if self._lockstep is not None and not self._finisher.tasks:
             self._lockstep.send_round_if_complete()
         self._ready.wake()
 
@@ -306,7 +306,6 @@ class RolloutExecutor:
         """An episode runs no longer: account for it, and for its group if it was the last. No task: its time is up."""
         episode.finished_at, episode.task = time.monotonic(), None
         self._deadlines.remove(episode)
-        self.budget.on_episode_ended()
         if self._lockstep is not None:
             self._lockstep.on_episode_ended(episode)
         pending = episode.group
@@ -320,6 +319,8 @@ class RolloutExecutor:
                 self._ledger.account(episode, task)
             else:
                 self._ledger.time_out(episode, self._deadlines.seconds)
+            pending.num_waiting += is_waiting(episode)
+            self.budget.on_episodes_ended(not is_waiting(episode))
             if pending.num_open == 0 and not self._finisher.start_scoring(pending):
                 self._complete_group(pending)
         except BaseException as error:  # the run's boundary: a spent failure budget, a dead engine, a broken filter
@@ -338,6 +339,7 @@ class RolloutExecutor:
         self._schedule_tick()
 
     def _complete_group(self, pending: PendingGroup) -> None:
+        self.budget.on_episodes_ended(pending.num_waiting)
         assembled, rejected_because = self._finisher.finish(pending)
         del self._open_groups[pending.group_id]
         self._ledger.close_assembled(assembled)

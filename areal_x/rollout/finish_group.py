@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.reward_records import RewardOutcome
-from areal_x.rollout.groups import AssembledGroup, FailurePolicy, PendingGroup, assemble_group
+from areal_x.rollout.episode import Episode
+from areal_x.rollout.groups import AssembledGroup, FailurePolicy, PendingGroup, assemble_group, count_trainable
 
-__all__ = ["GroupFilter", "GroupFinisher", "GroupHooks", "ScoreGroup", "pending_outcomes"]
+__all__ = ["GroupFilter", "GroupFinisher", "GroupHooks", "ScoreGroup", "is_waiting", "pending_outcomes"]
 
 GroupFilter = Callable[[TrajectoryGroup], bool | str]
 ScoreGroup = Callable[[Sequence[RewardOutcome]], Awaitable[list[RewardOutcome]]]
@@ -37,6 +38,7 @@ class GroupFinisher:
         policy: what a failed score means.
         min_samples: a group with fewer good samples is rejected.
         hooks: what is done to a complete group.
+        timeout_seconds: scoring a group may take this long; then its samples have the outcome ``timeout``.
         on_scored: called with a group whose samples were scored together, and the task that gave their outcomes.
     """
 
@@ -45,18 +47,20 @@ class GroupFinisher:
         policy: FailurePolicy,
         min_samples: int,
         hooks: GroupHooks,
+        timeout_seconds: float,
         on_scored: Callable[[PendingGroup, asyncio.Task[list[RewardOutcome]]], None],
     ) -> None:
         self._policy = policy
         self._min_samples = min_samples
         self._hooks = hooks
+        self._timeout_seconds = timeout_seconds
         self._on_scored = on_scored
         self.tasks: set[asyncio.Task[list[RewardOutcome]]] = set()
 
     def start_scoring(self, pending: PendingGroup) -> bool:
-        """Begin to score the samples that wait for one another; false when there are none."""
+        """Begin to score the samples that wait for one another; false when there are none, or too few to be trained."""
         waiting = pending_outcomes(pending)
-        if not waiting:
+        if not waiting or count_trainable(pending, self._policy) < self._min_samples:
             return False
         task = asyncio.get_running_loop().create_task(self._score(pending, waiting), name="score a group")
         self.tasks.add(task)
@@ -65,9 +69,24 @@ class GroupFinisher:
         return True
 
     async def _score(self, pending: PendingGroup, waiting: list[RewardOutcome]) -> list[RewardOutcome]:
-        if self._hooks.score_group is None:
+        score = self._hooks.score_group
+        if score is None:
             raise RuntimeError("the reward scores whole groups, but this executor was given no score_group")
-        scored = await self._hooks.score_group(waiting)
+        deadline = asyncio.timeout(self._timeout_seconds)
+        try:
+            async with deadline:
+                scored = await score(waiting)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("what scores a group cancelled itself") from error
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            seconds = self._timeout_seconds
+            text = f"scoring a group took too long; see rollout.episode_timeout_seconds={seconds:g}"
+            scored = [RewardOutcome("timeout", seconds=seconds, error=text) for _ in waiting]
         finals = {id(outcome): final for outcome, final in zip(waiting, scored, strict=True)}
         for episode in pending.episodes:
             for trajectory in episode.trajectories or ():
@@ -86,9 +105,14 @@ class GroupFinisher:
         if self._hooks.post_process is not None:
             self._hooks.post_process(assembled.group)
         verdict = self._hooks.group_filter is None or self._hooks.group_filter(assembled.group)
-        if verdict is True:
-            return assembled, None
-        return assembled, verdict if isinstance(verdict, str) else "filter"
+        if isinstance(verdict, str):
+            return assembled, verdict or "filter"
+        return assembled, None if verdict else "filter"
+
+
+def is_waiting(episode: Episode) -> bool:
+    """Whether an episode that ended waits for the rest of its group to be scored."""
+    return any(t.outcome is not None and t.outcome.status == "pending" for t in episode.trajectories or ())
 
 
 def pending_outcomes(pending: PendingGroup) -> list[RewardOutcome]:

@@ -12,18 +12,19 @@ from areal_x.api.records import Trajectory, TrajectoryGroup
 from areal_x.api.reward_api import RewardError, RewardOutcome
 from areal_x.rollout.episode import Episode
 
-__all__ = ["AssembledGroup", "FailurePolicy", "PendingGroup", "assemble_group", "check_trajectories"]
+__all__ = ["AssembledGroup", "FailurePolicy", "PendingGroup", "assemble_group", "check_trajectories", "count_trainable"]
 
 
 @dataclass(slots=True)
 class PendingGroup:
-    """The episodes of one item. ``num_open`` of them still run."""
+    """The episodes of one item. ``num_open`` of them still run; ``num_waiting`` are to be scored with their group."""
 
     group_id: int
     item: dict[str, Any]
     admitted_version: int
     num_open: int
     episodes: list[Episode] = field(default_factory=list)
+    num_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def assemble_group(pending: PendingGroup, policy: FailurePolicy, min_samples: in
         if episode.trajectories is None:
             continue
         outcome = _worst_outcome(episode.trajectories)
-        if outcome.status == "ok" or (outcome.status != "not_applicable" and policy.mode == "number"):
+        if _is_trainable(outcome, policy):
             good.append(episode)
         elif outcome.status == "not_applicable":
             rejected.append((episode, "reward_not_applicable"))
@@ -123,6 +124,16 @@ def assemble_group(pending: PendingGroup, policy: FailurePolicy, min_samples: in
         rejected.extend((episode, "group_too_small") for episode in good)
         return AssembledGroup(None, [], failed, rejected)
     return AssembledGroup(_make_group(pending, good, masked, policy), good, failed, rejected)
+
+
+def count_trainable(pending: PendingGroup, policy: FailurePolicy) -> int:
+    """Samples of a complete group that have a reward, or still may get one from a reward of whole groups."""
+    outcomes = [_worst_outcome(episode.trajectories) for episode in pending.episodes if episode.trajectories]
+    return sum(_is_trainable(outcome, policy) for outcome in outcomes)
+
+
+def _is_trainable(outcome: RewardOutcome, policy: FailurePolicy) -> bool:
+    return outcome.status in ("ok", "pending") or (outcome.status != "not_applicable" and policy.mode == "number")
 
 
 def _worst_outcome(trajectories: list[Trajectory]) -> RewardOutcome:

@@ -58,7 +58,7 @@ class EpisodeLedger:
             if isinstance(error, EngineDiedError) or not isinstance(error, Exception):
                 raise error
             if isinstance(error, RewardError):
-                self.counts.failed_scores[type(error).__name__] += 1
+                self.counts.scores[type(error).__name__] += 1
                 self._failures.on_score(text)
             self._failures.on_episode(text)
         if self._on_span is not None:
@@ -131,13 +131,15 @@ class EpisodeLedger:
             self._on_span("scoring", outcomes[0].started_at, outcomes[0].started_at + outcomes[0].seconds)
 
     def _account_score(self, outcome: RewardOutcome | None) -> None:
-        if outcome is None or outcome.status in ("ok", "not_applicable"):
+        if outcome is None or outcome.status == "pending":
+            return
+        self.counts.scores[outcome.status] += 1
+        if outcome.status in ("ok", "not_applicable"):
             self._failures.on_score(None)
-        elif outcome.status != "pending":
-            text = outcome.error or outcome.status
-            self.counts.failed_scores[outcome.status] += 1
-            self.counts.first_tracebacks.setdefault(f"reward_{outcome.status}", text)
-            self._failures.on_score(text)
+            return
+        text = outcome.error or outcome.status
+        self.counts.first_tracebacks.setdefault(f"reward_{outcome.status}", text)
+        self._failures.on_score(text)
 
     def _count_failure(self, episode: Episode, reason: str, text: str) -> None:
         self.counts.first_tracebacks.setdefault(reason, text)

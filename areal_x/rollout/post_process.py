@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from areal_x.api.config import RewardConfig
 from areal_x.api.records import Trajectory, TrajectoryGroup
-from areal_x.api.reward_records import RewardError, ScoredSample
+from areal_x.api.reward_records import LARGEST_REWARD, RewardError, ScoredSample
 
-__all__ = ["PostProcessor", "overlong_penalty", "scored_samples"]
+__all__ = ["PostProcessHook", "PostProcessor", "longest_turn", "overlong_penalty", "scored_samples"]
 
 PostProcessHook = Callable[[list[ScoredSample]], tuple[Sequence[float], Sequence[float]]]
 
@@ -60,6 +60,15 @@ def _scored_sample(group: TrajectoryGroup, trajectory: Trajectory, reward: float
     )
 
 
+def longest_turn(trajectory: Trajectory) -> int:
+    """Sampled tokens of a trajectory's longest turn: ``max_new_tokens`` bounds a turn, not all of them."""
+    is_sampled = np.zeros(len(trajectory.input_ids) + 2, dtype=np.int8)
+    for span in trajectory.version_spans:
+        is_sampled[span.start + 1 : span.end + 1] = 1
+    edges = np.flatnonzero(np.diff(is_sampled))
+    return int(np.max(edges[1::2] - edges[::2], initial=0))
+
+
 @dataclass(frozen=True, slots=True)
 class PostProcessor:
     """Changes the rewards of a complete group as the configuration says.
@@ -88,11 +97,14 @@ class PostProcessor:
             raw[scored], processed[scored] = self._call_hook(self.hook, group)
         processed = processed * self.config.scale + self.config.bias
         overlong = self.config.overlong
-        lengths = [trajectory.num_sampled for trajectory in group.trajectories]
+        lengths = [longest_turn(trajectory) for trajectory in group.trajectories]
         processed += overlong_penalty(lengths, self.max_tokens, overlong.buffer_tokens, overlong.penalty)
         if self.config.clip is not None:
             lowest, highest = self.config.clip
             processed = np.clip(processed, lowest, highest)
+        too_large = np.abs(processed[scored]) > LARGEST_REWARD
+        if too_large.any():
+            raise RewardError(f"a processed reward is {processed[scored][too_large][0]:g}, too large for float32")
         group.raw_rewards, group.rewards = raw.astype(np.float32), processed.astype(np.float32)
 
     def _call_hook(self, hook: PostProcessHook, group: TrajectoryGroup) -> list[npt.NDArray[np.float64]]:

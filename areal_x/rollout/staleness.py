@@ -90,9 +90,9 @@ class StalenessBudget:
         self.num_running_groups += 1
         self.num_running_episodes += self.group_size
 
-    def on_episode_ended(self) -> None:
-        """An episode runs no longer, however it ended."""
-        self.num_running_episodes -= 1
+    def on_episodes_ended(self, count: int = 1) -> None:
+        """So many episodes run no longer, however they ended."""
+        self.num_running_episodes -= count
 
     def on_accepted(self) -> None:
         """A running group is complete and will be trained; it keeps its place."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from areal_x.api.config import AlgorithmConfig, RewardConfig
+from areal_x.api.errors import ConfigError
 from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
 from areal_x.engine.train.advantages import group_advantages
 
@@ -62,5 +63,13 @@ def sample_advantages(
 
 
 def _values_of(group: TrajectoryGroup, name: str) -> list[float]:
-    outcomes = [trajectory.outcome for trajectory in group.trajectories]
-    return [float("nan") if outcome is None else outcome.values.get(name, float("nan")) for outcome in outcomes]
+    values = []
+    for trajectory in group.trajectories:
+        outcome = trajectory.outcome
+        if outcome is not None and outcome.status == "ok" and not outcome.values:
+            raise ConfigError(
+                "reward.aggregation=normalize_then_sum needs the value of each reward, and the workflow returned an "
+                "outcome without 'values': return what reward_fn.outcome(...) gave, or use sum_then_normalize"
+            )
+        values.append(float("nan") if outcome is None else outcome.values.get(name, float("nan")))
+    return values

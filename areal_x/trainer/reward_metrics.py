@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from areal_x.api.records import FloatArray, Trajectory, TrajectoryGroup
+from areal_x.api.reward_records import finite_number
 
 __all__ = ["mean_metadata", "mean_parts", "reward_metrics"]
 
@@ -42,7 +41,8 @@ def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     final = np.concatenate(processed)
     if not np.array_equal(final, raw):
         metrics["reward/processed_mean"] = float(final.mean())
-    return metrics | mean_metadata(trajectories) | mean_parts(trajectories)
+    # The statistics of the whole win over a part that has the name of one.
+    return mean_metadata(trajectories) | mean_parts(trajectories) | metrics
 
 
 def _raw_rewards(group: TrajectoryGroup) -> FloatArray:
@@ -60,8 +60,8 @@ def mean_parts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Metadata as metrics: the mean of numbers, and the share of each value of a few short words (``reason`` is counted
-    among the outcomes). Longer texts and whatever else there is stay with the samples."""
+    """Metadata as metrics: the mean of finite numbers, and the share of each value of a few short words (``reason`` is
+    counted among the outcomes). Longer texts and whatever else there is stay with the samples."""
     values: dict[str, list[Any]] = {}
     for trajectory in trajectories:
         if trajectory.outcome is not None:
@@ -70,8 +70,9 @@ def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
                     values.setdefault(key, []).append(value)
     metrics: dict[str, float] = {}
     for key, found in values.items():
-        if all(isinstance(value, Real) and math.isfinite(value) for value in found):
-            metrics[f"reward/{key}"] = float(np.mean([float(value) for value in found]))
+        numbers = [float(value) for value in found if isinstance(value, bool) or finite_number(value) is not None]
+        if numbers:
+            metrics[f"reward/{key}"] = float(np.mean(numbers))
         elif all(isinstance(value, str) and len(value) <= _MAX_LENGTH for value in found):
             counts = Counter(found)
             if len(counts) <= _MAX_VALUES:

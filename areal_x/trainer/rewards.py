@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
@@ -18,39 +19,38 @@ from areal_x.reward.registry import get_reward_fn, split_library
 from areal_x.rollout.dataset import Items
 from areal_x.rollout.post_process import PostProcessHook, PostProcessor
 
-__all__ = ["build_reward", "make_post_process", "reward_functions", "start_reward"]
+__all__ = [
+    "build_reward",
+    "check_group_size",
+    "check_items",
+    "make_post_process",
+    "reward_function",
+    "start_reward",
+]
 
 
-def reward_functions(reward: RewardConfig, dataset: str | None) -> dict[str, Callable[..., Any]]:
-    """The functions of ``reward.rewards`` by name; of a single reward, under the empty name.
+def reward_function(name: str, reward: RewardConfig | RewardPartConfig, dataset: str | None) -> Callable[..., Any]:
+    """The function of a single reward (``name`` empty), or of one of several.
+
+    Args:
+        name: its key in ``reward.rewards``; without ``fn`` it names a built-in reward, ``accuracy`` the one of
+            ``dataset``.
 
     Raises:
         ConfigError: an unknown name, or an option that the reward does not take.
     """
-    if not reward.rewards:
-        return {"": _function(reward.fn, reward, dataset)}
-    return {name: _function(_name_of_part(name, part), part, dataset) for name, part in reward.rewards.items()}
-
-
-def _function(name: str | None, reward: RewardConfig | RewardPartConfig, dataset: str | None) -> Callable[..., Any]:
-    """The adapters of other libraries have to know themselves whether they are called with whole groups."""
-    is_adapted = name is not None and split_library(name)[0] is not None
+    fn = reward.fn if reward.fn is not None or name in ("", "accuracy") else name
+    # The adapters of other libraries have to know themselves whether they are called with whole groups.
+    is_adapted = fn is not None and split_library(fn)[0] is not None
     group = {"group": reward.group} if is_adapted and reward.group is not None else {}
-    return get_reward_fn(name, dataset=dataset, **(group | reward.kwargs))
-
-
-def _name_of_part(name: str, part: RewardPartConfig) -> str | None:
-    if part.fn is not None:
-        return part.fn
-    return None if name == "accuracy" else name
+    return get_reward_fn(fn, dataset=dataset, **(group | reward.kwargs))
 
 
 def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -> Reward:
     """The configured reward, or the weighted set of several, with synchronous ones in ``pool``; not yet started."""
-    functions = reward_functions(reward, dataset)
     if not reward.rewards:
         return AsyncRewardWrapper(
-            functions[""],
+            reward_function("", reward, dataset),
             reward.timeout_seconds,
             pool=pool,
             reward_key=reward.reward_key,
@@ -60,7 +60,7 @@ def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -
     members = []
     for name, part in reward.rewards.items():
         wrapper = AsyncRewardWrapper(
-            functions[name],
+            reward_function(name, part, dataset),
             part.timeout_seconds or reward.timeout_seconds,
             pool=pool,
             reward_key=part.reward_key,
@@ -84,10 +84,31 @@ async def start_reward(config: ExperimentConfig, items: Items, stack: AsyncExitS
     )
     stack.push_async_callback(pool.close)
     reward = build_reward(config.reward, items.name, pool)
-    reward.check_columns(items[0].keys(), config.data.prompt_key)
+    check_items(reward, items, config.data.prompt_key)
     stack.push_async_callback(reward.close)
     await reward.start()
     return reward
+
+
+def check_items(reward: Reward, items: Items, prompt_key: str) -> None:
+    """Check the columns of all items against the reward; they may differ from item to item.
+
+    Raises:
+        DataError: a column has the name of a reward argument, or one that the reward needs is missing in some item.
+    """
+    kinds = {frozenset(item) for item in items}
+    if kinds:
+        reward.check_columns(frozenset.union(*kinds), prompt_key)
+        reward.check_columns(frozenset.intersection(*kinds), prompt_key)
+
+
+def check_group_size(reward: Reward, key: str, group_size: int) -> None:
+    """Raise ``ConfigError`` where a reward that compares samples would get too few of them."""
+    if group_size < reward.min_group_size:
+        raise ConfigError(
+            f"{key}={group_size}: reward {reward.name} compares the samples of a prompt; it needs "
+            f"{reward.min_group_size} or more"
+        )
 
 
 def make_post_process(config: ExperimentConfig) -> Callable[[TrajectoryGroup], None] | None:
@@ -100,7 +121,7 @@ def make_post_process(config: ExperimentConfig) -> Callable[[TrajectoryGroup], N
     shapes = (reward.scale, reward.bias, reward.overlong.buffer_tokens, reward.clip, reward.post_process)
     if shapes == (1.0, 0.0, 0, None, None):
         return None
-    hook = None if reward.post_process is None else _load_hook(reward.post_process, reward.kwargs)
+    hook = None if reward.post_process is None else _load_hook(reward.post_process, reward.post_process_kwargs)
     return PostProcessor(reward, config.rollout.sampling.max_new_tokens, hook)
 
 
@@ -111,7 +132,7 @@ def _load_hook(path: str, kwargs: dict[str, Any]) -> PostProcessHook:
 
         adapted: PostProcessHook = adapt_post_process(library, spec, kwargs)
         return adapted
-    hook: PostProcessHook = load_object(path, "reward.post_process")
+    hook = load_object(path, "reward.post_process")
     if not callable(hook):
         raise ConfigError(f"reward.post_process={path!r} is not a function")
-    return hook
+    return partial(hook, **kwargs) if kwargs else hook

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from areal_x.rollout.executor import RolloutExecutor
 
-__all__ = ["FAILED_SCORES", "rollout_metrics"]
+__all__ = ["SCORES", "rollout_metrics"]
 
-FAILED_SCORES = "episodes/failed_scores/"
-"""Prefix of the running totals of scores that are no number, by status."""
+SCORES = "episodes/scores/"
+"""Prefix of the running totals of scores by status."""
 
 
 def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:
@@ -29,5 +29,5 @@ def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:
     metrics |= {f"staleness/lag/{lag}": count for lag, count in sorted(over_age.lags.items())}
     metrics |= {f"episodes/rejected/{reason}": count for reason, count in counts.rejected.items()}
     metrics |= {f"episodes/failed/{reason}": count for reason, count in counts.failed.items()}
-    metrics |= {f"{FAILED_SCORES}{status}": count for status, count in counts.failed_scores.items()}
+    metrics |= {f"{SCORES}{status}": count for status, count in counts.scores.items()}
     return {name: float(value) for name, value in metrics.items()}

@@ -27,7 +27,7 @@ from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import roles
 from areal_x.trainer.evaluation import Evaluator
-from areal_x.trainer.rewards import make_post_process, start_reward
+from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
@@ -86,6 +86,9 @@ async def run_training(config: ExperimentConfig) -> None:
     async with open_run(config, config.train.total_steps) as run, AsyncExitStack() as stack:
         thread = run.thread
         reward = await start_reward(config, run.data.train, stack)
+        check_items(reward, run.data.held_out, config.data.prompt_key)
+        check_group_size(reward, "rollout.group_size", config.rollout.group_size)
+        check_held_out_groups(config, run.data, reward)
         hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config))
         run.display.phase("loading the model")
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
@@ -169,6 +172,7 @@ async def run_evaluation(config: ExperimentConfig) -> None:
         if config.model.path is None:
             raise ConfigError("model.path is not set; name the model to evaluate")
         reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack))
+        check_held_out_groups(config, run.data, reward)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
         workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
         engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
@@ -176,6 +180,12 @@ async def run_evaluation(config: ExperimentConfig) -> None:
         metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
+
+
+def check_held_out_groups(config: ExperimentConfig, data: roles.Data, reward: Reward) -> None:
+    """Groups of the evaluation are large enough for the reward, if there is one."""
+    if data.held_out:
+        check_group_size(reward, "evaluation.group_size", config.evaluation.group_size)
 
 
 def with_evaluation_key(config: ExperimentConfig, reward: Reward) -> Reward:

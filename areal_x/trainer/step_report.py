@@ -10,7 +10,7 @@ from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.trainer.reward_metrics import reward_metrics
-from areal_x.trainer.rollout_metrics import FAILED_SCORES
+from areal_x.trainer.rollout_metrics import SCORES
 from areal_x.trainer.sample_records import sample_records
 
 __all__ = ["FinishedStep", "StepReporter"]
@@ -73,21 +73,18 @@ class StepReporter:
         self._display.step(metrics)
 
     def _outcomes(self, finished: FinishedStep) -> dict[str, float]:
-        """How the scores of this step ended, as ``outcome/<status>`` and ``outcome/<status>/<reason>`` counts.
-
-        Failed scores are no longer in the groups: they come from the executor's running totals.
-        """
+        """How the scores since the step before ended, as ``outcome/<status>``, whatever became of their groups; and of
+        the samples that were trained, the reasons of verdicts as ``outcome/ok/<reason>``."""
         counts: Counter[str] = Counter()
+        for name, total in finished.metrics.items():
+            if name.startswith(SCORES):
+                counts[f"outcome/{name.removeprefix(SCORES)}"] = int(total - self._totals.get(name, 0.0))
+                self._totals[name] = total
+        num_scores = counts.total()
+        num_good = counts["outcome/ok"] + counts["outcome/not_applicable"]
+        rate = {"outcome/failure_rate": 1.0 - num_good / num_scores} if num_scores else {}
         for group in finished.groups:
             for trajectory in group.trajectories:
-                if (outcome := trajectory.outcome) is not None and outcome.status == "ok":
-                    counts["outcome/ok"] += 1
-                    if reason := outcome.metadata.get("reason"):
-                        counts[f"outcome/ok/{reason}"] += 1
-        for name, total in finished.metrics.items():
-            if name.startswith(FAILED_SCORES):
-                counts[f"outcome/{name.removeprefix(FAILED_SCORES)}"] += int(total - self._totals.get(name, 0.0))
-                self._totals[name] = total
-        failed = sum(count for name, count in counts.items() if not name.startswith("outcome/ok"))
-        rate = {"outcome/failure_rate": failed / (failed + counts["outcome/ok"])} if counts else {}
+                if trajectory.outcome is not None and (reason := trajectory.outcome.metadata.get("reason")):
+                    counts[f"outcome/ok/{reason}"] += 1
         return {name: float(count) for name, count in counts.items()} | rate

@@ -105,3 +105,45 @@ class Patient:
         except TimeoutError:
             raise RewardTimeoutError("took more than 0.1 s") from None
         return 1.0
+
+
+@group_reward
+def cut_off(truncated):
+    return [float(each) for each in truncated]
+
+
+async def takes_a_test(tests):
+    number = float(len(tests))
+    tests.pop()
+    return number
+
+
+@group_reward
+async def takes_a_test_of_each(samples):
+    numbers = [float(len(sample.data["tests"])) for sample in samples]
+    for sample in samples:
+        sample.data["tests"].pop()
+    return numbers
+
+
+async def swallows_its_deadline():
+    try:
+        await asyncio.sleep(10)
+    except asyncio.CancelledError:
+        return 1.0
+
+
+async def cancels_itself():
+    raise asyncio.CancelledError("on purpose")
+
+
+class Counter:
+    def __call__(self, completions):
+        return 1.0
+
+    def metrics(self):
+        return {"calls": 1.0}
+
+
+def returns_one(value):
+    return value

@@ -214,3 +214,71 @@ async def test_a_reward_that_asks_is_told_what_was_cut_off(pool):
     wrapper.check_columns({"answer"})
     with pytest.raises(DataError, match="'truncated'"):
         wrapper.check_columns({"answer", "truncated"})
+
+
+async def test_a_group_is_told_of_each_sample_that_was_cut_off(pool):
+    wrapper = AsyncRewardWrapper(samples.cut_off, pool=pool)
+    group_samples = group("a", "b", answer="x")
+    group_samples[1].truncated = True
+    assert [outcome.value for outcome in await wrapper.group_outcomes(group_samples)] == [0.0, 1.0]
+    rewards = RewardSet([WeightedReward("cut", wrapper), WeightedReward("all", AsyncRewardWrapper(samples.everything))])
+    pending = [await rewards.outcome("p", text, truncated=text == "b") for text in ("a", "b")]
+    finished = await rewards.finish_group(pending)
+    assert [outcome.values["cut"] for outcome in finished] == [0.0, 1.0]
+    assert "truncated" not in finished[0].metadata["all/seen"]
+
+
+async def test_an_async_reward_cannot_change_the_data():
+    tests = ["1", "2", "3"]
+    wrapper = AsyncRewardWrapper(samples.takes_a_test)
+    assert [(await wrapper.outcome("p", "c", tests=tests)).value for _ in range(3)] == [3.0, 3.0, 3.0]
+    many = AsyncRewardWrapper(samples.takes_a_test_of_each)
+    for _ in range(2):
+        outcomes = await many.group_outcomes(group("a", "b", tests=tests))
+        assert [outcome.value for outcome in outcomes] == [3.0, 3.0]
+    assert tests == ["1", "2", "3"]
+
+
+async def test_a_coroutine_that_outlives_or_cancels_itself_is_no_result():
+    late = await AsyncRewardWrapper(samples.swallows_its_deadline, timeout_seconds=0.05).outcome("p", "c")
+    assert late.status == "timeout"
+    cancelled = await AsyncRewardWrapper(samples.cancels_itself).outcome("p", "c")
+    assert cancelled.status == "error" and "CancelledError" in cancelled.error
+
+
+def test_an_object_is_started_again_on_another_loop():
+    judge = samples.Judge()
+    wrapper = AsyncRewardWrapper(judge)
+
+    async def score_and_close(close):
+        copy = wrapper.with_key("reward")
+        assert (await copy.outcome("p", "c")).value == (await wrapper.outcome("p", "c")).value == 1.0
+        if close:
+            await copy.close()
+            await wrapper.close()
+
+    asyncio.run(score_and_close(False))
+    judge.events.clear()
+    asyncio.run(score_and_close(True))
+    assert judge.events == ["start", "close"]
+
+
+def test_a_plain_object_cannot_keep_something_for_a_run():
+    with pytest.raises(ConfigError, match="write 'async def __call__'"):
+        AsyncRewardWrapper(samples.Counter())
+
+
+async def test_what_float32_cannot_hold_is_no_reward(pool):
+    wrapper = AsyncRewardWrapper(samples.returns_one, pool=pool)
+    huge = await wrapper.outcome("", "", value={"reward": 0.0, "parsed": 10**400})
+    assert (huge.status, huge.parts, huge.metadata) == ("ok", {}, {"parsed": 10**400})
+    for value in (1e39, 10**400, {"reward": 1e300}):
+        assert (await wrapper.outcome("", "", value=value)).status == "error"
+    large = [WeightedReward(name, wrapper, 3.0) for name in ("a", "b")]
+    outcome = await RewardSet(large).outcome("", "", value=1e38)
+    assert outcome.status == "error" and "no finite number" in outcome.error
+
+
+def test_a_column_called_self_is_refused():
+    with pytest.raises(DataError, match="'self'"):
+        AsyncRewardWrapper(samples.exact).check_columns({"self", "answer"})

@@ -91,7 +91,11 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("reward.overlong.buffer_tokens", 257, "from 0 to rollout.sampling.max_new_tokens=256"),
         ("reward.overlong.penalty", -1.0, "must be 0 or more"),
         ("reward.rewards", {"a/b": RewardPartConfig()}, "must not be empty, hold a /"),
-        ("reward.rewards", {"reward": RewardPartConfig()}, "or be 'reward'"),
+        ("reward.rewards", {"reward": RewardPartConfig()}, "or be one of reward"),
+        ("reward.rewards", {"mean": RewardPartConfig()}, "or be one of reward, mean"),
+        ("reward.rewards", {"a": RewardPartConfig(weight=0.0)}, "all weights 0"),
+        ("reward.scale", 0.0, "makes all rewards equal"),
+        ("reward.reward_key", "", "name the key"),
         ("reward.rewards", {"a": RewardPartConfig(weight=float("nan"))}, "rewards.a.weight=nan"),
         ("reward.rewards", {"a": RewardPartConfig(fn="mine.py:f")}, "no such file: mine.py"),
         ("algorithm.baseline", "group_men", "did you mean group_mean?"),
@@ -207,6 +211,9 @@ def test_a_system_prompt_needs_a_template(config: ExperimentConfig) -> None:
     [
         ({"reward.fn": "math"}, "reward.rewards is set, too"),
         ({"reward.aggregation": "normalize_then_sum", "reward.scale": 2.0}, "they need sum_then_normalize"),
+        ({"reward.kwargs": {"a": 1}}, "reward.rewards is set, too"),
+        ({"reward.group": True}, "reward.rewards is set, too"),
+        ({"reward.aggregation": "normalize_then_sum", "reward.reward_key": "format"}, "picks one of several"),
         ({"reward.aggregation": "normalize_then_sum", "reward.on_failure": "0"}, "a number cannot stand for several"),
     ],
 )

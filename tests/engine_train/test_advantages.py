@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from areal_x.api.config import BASELINES, SCALES
 from areal_x.api.errors import ConfigError
-from areal_x.engine.train.advantages import BASELINES, SCALES, group_advantages, spread_to_tokens
+from areal_x.engine.train.advantages import group_advantages
 from areal_x.engine.train.schedule import SCHEDULES, scheduled_learning_rate
 
 SCALE = {True: "group_std", False: "none"}
@@ -49,7 +50,6 @@ def test_worked_by_hand() -> None:
     np.testing.assert_allclose(
         got, [1 / 3 / third, -2 / 3 / third, -2 / 2**0.5, 1 / 3 / third, 0, 1 / 2**0.5, 1 / 2**0.5], rtol=1e-6
     )
-    np.testing.assert_array_equal(spread_to_tokens([1.5, -2], [2, 3]), np.float32([1.5, 1.5, -2, -2, -2]))
 
 
 @given(samples, st.lists(st.integers(0, 39)), st.booleans())

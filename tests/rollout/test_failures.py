@@ -39,7 +39,7 @@ async def test_drop_takes_failed_scores_out_of_the_group() -> None:
         (group,) = await executor.next_batch(0)
     assert group.rewards.tolist() == [1.0, 3.0]
     assert executor.counts.failed == {"reward_crash": 1}
-    assert executor.counts.failed_scores == {"crash": 1}
+    assert executor.counts.scores["crash"] == 1
     assert executor.counts.first_tracebacks == {"reward_crash": "the worker died of signal 9"}
     assert executor.counts.trained == 2
 
@@ -75,7 +75,7 @@ async def test_a_number_stands_for_a_failed_score_and_the_failure_is_still_count
         (group,) = await executor.next_batch(0)
     assert group.rewards.tolist() == [1.0, -0.5]
     assert executor.counts.trained == 2
-    assert executor.counts.failed_scores == {"crash": 1}
+    assert executor.counts.scores["crash"] == 1
 
 
 async def test_raise_ends_the_run_with_the_score_s_own_words() -> None:

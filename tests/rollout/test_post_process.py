@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from areal_x.api.config import OverlongConfig, RewardConfig
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardError, RewardOutcome, ScoredSample
-from areal_x.rollout.post_process import PostProcessor, overlong_penalty
+from areal_x.rollout.post_process import PostProcessor, longest_turn, overlong_penalty
 
 
 def group_of(rewards: list[float], lengths: list[int] | None = None) -> TrajectoryGroup:
@@ -79,3 +79,16 @@ def test_a_hook_sees_the_samples_and_gives_raw_and_processed_rewards() -> None:
 def test_what_a_hook_may_not_return(returned: Any, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         PostProcessor(RewardConfig(), 10, lambda samples: returned)(group_of([0.0, 1.0]))
+
+
+def test_the_overlong_penalty_looks_at_the_longest_turn() -> None:
+    spans = [VersionSpan(1, 4, 0), VersionSpan(4, 7, 1), VersionSpan(9, 11, 1)]
+    ids = np.arange(12, dtype=np.int32)
+    two_turns = Trajectory(ids, np.zeros(12, np.bool_), np.zeros(12, np.float32), spans)
+    assert longest_turn(two_turns) == 6
+    assert longest_turn(Trajectory(ids, np.zeros(12, np.bool_), np.zeros(12, np.float32), [])) == 0
+
+
+def test_a_reward_that_float32_cannot_hold_is_an_error() -> None:
+    with pytest.raises(RewardError, match=r"processed reward is 1e\+40"):
+        PostProcessor(RewardConfig(scale=1e40), 10)(group_of([1.0, 0.0]))

@@ -32,7 +32,7 @@ def test_never_more_than_the_bound_is_outstanding(
             admitted_at.append(version)
         elif event in ("accept", "reject") and running:
             for _ in range(3):
-                budget.on_episode_ended()
+                budget.on_episodes_ended()
             group = running.pop()
             if event == "accept":
                 budget.on_accepted()

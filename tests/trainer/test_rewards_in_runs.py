@@ -9,7 +9,7 @@ import pytest
 from trainer_runs import TINY, FinishedRun, run_command, values
 
 from areal_x.api.config import RewardConfig, RewardPartConfig
-from areal_x.trainer.rewards import reward_functions
+from areal_x.trainer.rewards import reward_function
 
 REWARDS = '''
 from areal_x.api import RewardResult, group_reward
@@ -144,7 +144,5 @@ def test_reward_group_reaches_the_functions_of_other_libraries(tmp_path: Path) -
         "def rank(args, samples):\n    return [float(i) for i, _ in enumerate(samples)]\n"
     )
     name = f"slime:{tmp_path / 'theirs.py'}:rank"
-    (function,) = reward_functions(RewardConfig(fn=name, group=True), None).values()
-    assert function.is_group_reward
-    parts = {"rank": RewardPartConfig(fn=name, group=True), "format": RewardPartConfig()}
-    assert reward_functions(RewardConfig(rewards=parts), None)["rank"].is_group_reward
+    assert reward_function("", RewardConfig(fn=name, group=True), None).is_group_reward
+    assert reward_function("rank", RewardPartConfig(fn=name, group=True), None).is_group_reward

@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from areal_x.api.config import BASELINES, SCALES
 from areal_x.api.records import FloatArray
 
-__all__ = ["BASELINES", "SCALES", "group_advantages", "spread_to_tokens"]
+__all__ = ["group_advantages"]
 
-BASELINES = ("group_mean", "leave_one_out", "batch_mean", "none")
-"""What is taken from a reward."""
-SCALES = ("group_std", "batch_std", "none")
-"""What the rest is divided by."""
 _Floats = npt.NDArray[np.float64]
 
 
@@ -82,8 +79,3 @@ def _of_counted(rewards_S: _Floats, ids_S: npt.NDArray[Any], baseline: str, scal
         deviation = np.sqrt(np.mean(batch_S**2))
         advantages_S = advantages_S / (deviation + eps if deviation > 0 else 1.0)
     return advantages_S
-
-
-def spread_to_tokens(values: npt.ArrayLike, lengths: npt.ArrayLike) -> FloatArray:
-    """Repeat each sequence's value [S] over its tokens, float32 [N]."""
-    return np.repeat(np.asarray(values, dtype=np.float32), np.asarray(lengths))

@@ -7,6 +7,7 @@ from typing import Any
 from areal_x.api.errors import ConfigError
 from areal_x.api.reward_records import RewardSample
 from areal_x.reward.adapters.calling import Adapter, Call
+from areal_x.reward.adapters.columns import refuse_shadowed
 from areal_x.reward.adapters.library_function import LibraryFunction
 from areal_x.reward.adapters.results import Reward, read_reward
 
@@ -33,6 +34,8 @@ class ArealAdapter(Adapter):
 
     def check_columns(self, columns: frozenset[str]) -> None:
         """What the function takes behind the texts and the ids are columns."""
+        if self.function.takes_any:
+            refuse_shadowed(columns, self.function.first_names(len(_POSITIONAL)), self.function.name)
         self.function.check_columns(columns, self._options, len(_POSITIONAL))
 
     def _read(self, returned: Any) -> list[Reward]:

@@ -45,11 +45,15 @@ class LibraryFunction:
             raise ConfigError(f"{_KEY}={self.name!r} is {kind}, expected a function")
         self.is_async = _is_async(self.function)
         self._parameters = list(inspect.signature(self.function).parameters.values())
-        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
+        self.takes_any = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
+
+    def first_names(self, count: int) -> list[str]:
+        """Names of the first ``count`` parameters, which get their arguments by position."""
+        return [parameter.name for parameter in self._parameters[:count]]
 
     def taken(self, arguments: Mapping[str, Any], num_positional: int = 0) -> dict[str, Any]:
         """Those of ``arguments`` that the function takes by name, behind its first ``num_positional`` parameters."""
-        if self._takes_any:
+        if self.takes_any:
             return dict(arguments)
         named = {parameter.name for parameter in self._by_name(num_positional)}
         return {name: value for name, value in arguments.items() if name in named}

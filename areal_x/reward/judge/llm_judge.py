@@ -132,6 +132,7 @@ class LLMJudge:
             self._mode = Ranking(templates, ranks, voting)
         self.mode = mode
         self.is_group_reward = mode != "single"
+        self.min_group_size = 1 if mode == "single" or reference else 2
         self.__signature__ = _signature(templates.columns | ({reference} if reference else set()))
         self._sampling = check_sampling(
             {"temperature": 0.0 if votes == 1 else 0.7, "max_tokens": 1024} if sampling is None else sampling
