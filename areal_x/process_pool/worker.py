@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from areal_x.process_pool import isolation
+from areal_x.process_pool.kept_children import has_leftovers
 from areal_x.process_pool.wire import (
     CALL_NUMBER,
     KIND_ERROR,
@@ -121,22 +122,13 @@ def _serve(
         error = caught
     seconds = time.monotonic() - started
     kwargs = {}
-    flags = _flags_of_leftovers()
+    # The worker is a subreaper, so a process that a call left behind, even a daemon, is a child of it.
+    flags = LEFT_PROCESSES if has_leftovers() else 0
     printed = output.take()
     if error is None and type(value) is float and not printed:
         return RESULT_HEADER.pack(0, KIND_FLOAT, flags, number, started, seconds, value)
     kind, body = _body(value, error, printed)
     return RESULT_HEADER.pack(len(body), kind, flags, number, started, seconds, 0.0) + body
-
-
-def _flags_of_leftovers() -> int:
-    """The worker is a subreaper, so a process that a call left behind, even a daemon, is a child of it."""
-    try:
-        while True:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                return LEFT_PROCESSES
-    except ChildProcessError:
-        return 0
 
 
 def _body(value: Any, error: BaseException | None, printed: str) -> tuple[int, bytes]:

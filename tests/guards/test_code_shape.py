@@ -29,7 +29,7 @@ BROAD_HANDLERS: dict[str, str] = {
     "areal_x/process_pool/worker_link.py::_value_result": "a user's value, whose unpickling runs user code",
     "areal_x/process_pool/zygote.py::_guard": "a worker's process",
     "areal_x/process_pool/zygote.py::_register": "a user's module, whose import runs user code",
-    "areal_x/reward/math/bounded_child.py::_run_child": "a grader's child process",
+    "areal_x/reward/math/child_loop.py::_reply_to_errors": "a grader's child process",
     "areal_x/reward/math/slime_grader.py::_is_zero": "model text, which SymPy raises anything at",
     "areal_x/reward/math/slime_grader.py::_latex_to_text": "model text, which pylatexenc raises anything at",
     "areal_x/reward/sandbox/child/checker.py::run_asserts": "a data set's test, in the sandbox",

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from areal_x.process_pool import keep_child
+
 IMPORTED_BY = os.getpid()
 
 
@@ -74,6 +76,19 @@ def leave_a_child():
     if os.fork() == 0:
         time.sleep(1000)
     return 1.0
+
+
+def keep_a_child():
+    """A helper process of the function, which is to live on after the call."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(1000)
+    assert keep_child(pid)
+    return 1.0
+
+
+def describe_worker():
+    return os.getpid(), Path("/proc/self/stat").read_text().split()[0]
 
 
 def child_returns():

@@ -19,7 +19,7 @@ from areal_x.reward.math.bounded_child import ChildError, LimitReached, Limits, 
 from areal_x.reward.math.child_guard import UnsafeAnswerError, evaluate_answer
 from areal_x.reward.math.slime_grader import grade_strings
 
-SHORT = Limits(time_limit=0.5)
+SHORT = Limits(time_limit=0.2)
 
 
 def children() -> set[str]:
@@ -27,7 +27,7 @@ def children() -> set[str]:
 
 
 def test_a_job_gives_its_value() -> None:
-    assert run_bounded(lambda: {"a": [1, 2.5, None, "x"]}, SHORT) == {"a": [1, 2.5, None, "x"]}
+    assert run_bounded(lambda: {"a": [1, 2.5, None, "x"]}, (), SHORT) == {"a": [1, 2.5, None, "x"]}
 
 
 def endless() -> None:
@@ -52,27 +52,27 @@ def closes_everything() -> None:
 def test_the_deadline_holds_whatever_the_job_does(job: Callable[[], Any]) -> None:
     before, begin = children(), time.monotonic()
     with pytest.raises(LimitReached) as caught:
-        run_bounded(job, SHORT)
+        run_bounded(job, (), SHORT)
     assert caught.value.reason == "math_time_limit"
     assert time.monotonic() - begin < 2.0
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_child_that_ends_without_an_answer_is_a_fault_or_a_limit() -> None:
     with pytest.raises(LimitReached, match="math_time_limit"):
-        run_bounded(closes_everything, SHORT)
+        run_bounded(closes_everything, (), SHORT)
     with pytest.raises(LimitReached, match="math_memory_limit"):
-        run_bounded(lambda: signal.raise_signal(signal.SIGKILL), SHORT)  # As the kernel's memory killer does.
+        run_bounded(lambda: signal.raise_signal(signal.SIGKILL), (), SHORT)  # As the kernel's memory killer does.
     with pytest.raises(ChildError, match="wait status"):
-        run_bounded(lambda: os._exit(3), SHORT)
+        run_bounded(lambda: os._exit(3), (), SHORT)
     with pytest.raises(LimitReached) as caught:
-        run_bounded(lambda: os.abort(), SHORT)
+        run_bounded(lambda: os.abort(), (), SHORT)
     assert caught.value.reason == "math_memory_limit"
 
 
 def test_memory_is_bounded() -> None:
     with pytest.raises(LimitReached) as caught:
-        run_bounded(lambda: len(bytearray(2 << 30)), Limits(5.0, 64 << 20))
+        run_bounded(lambda: len(bytearray(2 << 30)), (), Limits(5.0, 64 << 20))
     assert caught.value.reason == "math_memory_limit"
 
 
@@ -81,19 +81,19 @@ def test_recursion_is_a_limit_and_an_error_is_an_error() -> None:
         return deeper() + 1
 
     with pytest.raises(LimitReached) as caught:
-        run_bounded(deeper, SHORT)
+        run_bounded(deeper, (), SHORT)
     assert caught.value.reason == "math_too_deep"
     with pytest.raises(ChildError, match="KeyError: 'nothing'"):
-        run_bounded(lambda: {}["nothing"], SHORT)
+        run_bounded(lambda: {}["nothing"], (), SHORT)
 
 
 def test_it_works_in_threads_at_the_same_time() -> None:
     results: list[Any] = []
 
     def work(number: int) -> None:
-        results.append(run_bounded(lambda: number, Limits(10.0)))
+        results.append(run_bounded(abs, (number,), Limits(10.0)))
         try:
-            run_bounded(holds_the_lock, SHORT)
+            run_bounded(holds_the_lock, (), SHORT)
         except LimitReached as limit:
             results.append(limit.reason)
 
@@ -125,7 +125,7 @@ def test_the_machine_is_out_of_reach(job: Callable[[], Any], tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     Path("victim").write_text("safe")
     with pytest.raises(ChildError, match="PermissionError"):
-        run_bounded(job, Limits(10.0))
+        run_bounded(job, (), Limits(10.0))
     assert Path("victim").read_text() == "safe" and os.listdir() == ["victim"]
 
 

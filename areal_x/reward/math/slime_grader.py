@@ -87,12 +87,12 @@ def grade_strings(given: str, gold: str | None, limits: Limits) -> bool:
         return False
     if "\\" in gold + given or len(gold) + len(given) > _LONGEST_IN_PROCESS:
         _prepare()
-        return bool(run_bounded(functools.partial(_grade_symbolic, given, gold), limits))
+        return bool(run_bounded(_grade_symbolic, (given, gold), limits))
     verdict, differences = _compare_forms(symbolic_form(gold, str), symbolic_form(given, str))
     if verdict is not None or not differences:
         return bool(verdict)
     _prepare()
-    return bool(run_bounded(functools.partial(_all_zero, differences), limits))
+    return bool(run_bounded(_all_zero, (differences,), limits))
 
 
 @functools.cache

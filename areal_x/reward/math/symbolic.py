@@ -80,7 +80,7 @@ def verify_text(gold: str, text: str, limits: Limits, expressions_first: bool = 
         LimitReached: it could not be decided within ``limits``.
     """
     prepare()
-    return bool(run_bounded(functools.partial(_verify, gold, text, expressions_first), limits))
+    return bool(run_bounded(_verify, (gold, text, expressions_first), limits))
 
 
 def _verify(gold: str, text: str, expressions_first: bool) -> bool:
