@@ -10,12 +10,12 @@ from areal_x.api.errors import ConfigError
 from areal_x.reward.answers import after_thinking, last_boxed
 from areal_x.reward.math.slime_strings import boxed_content
 from areal_x.reward.options import check_choice
-from areal_x.reward.registry import get_reward_fn
+from areal_x.reward.registry import BOXED, IN_A_BOX, RewardEntry, find_reward, get_reward_fn, offer
 
 __all__ = ["AsyncBoxedReward", "BoxedReward", "boxed", "boxed_reward"]
 
-_REWRAPPED = {"math": "\\boxed{{{}}}", "deepscaler": "\\boxed{{{}}}", "dapo": "Answer: {}", "gsm8k": "\\boxed{{{}}}"}
-"""Rewards that search for a mark: the answer is given to them with that mark around it."""
+_MATH_BOXED_AS = {"math": IN_A_BOX, "deepscaler": IN_A_BOX, "dapo": "Answer: {}"}
+"""``boxed_as`` of the graders of ``areal_x.reward.math``, which know nothing of this module."""
 _FORWARDED = ("start", "close", "metrics")
 
 
@@ -105,7 +105,7 @@ def boxed_reward(name: str, dataset: str | None, kwargs: dict[str, Any]) -> Call
     """The reward ``boxed_NAME``: what the registry makes of the prefix.
 
     Args:
-        name: a registered name, without the prefix.
+        name: as it was written, prefix and all; NAME is a registered name or one of its data sets.
         dataset: the data set of the run.
         kwargs: options of the inner reward. ``compat="slime"`` is one of both; there ``remote_rm`` sees the whole
             response all the same.
@@ -114,7 +114,26 @@ def boxed_reward(name: str, dataset: str | None, kwargs: dict[str, Any]) -> Call
         ConfigError: the inner reward is unknown, does not take an option, or cannot be wrapped.
     """
     compat = kwargs.get("compat")
-    inner = get_reward_fn(name, dataset=dataset, **kwargs)
-    if compat == "slime" and name.lower() == "remote_rm":
-        return inner
-    return boxed(inner, compat, "{}" if compat == "slime" else _REWRAPPED.get(name.lower(), "{}"))
+    entry = _inner_entry(name)
+    if compat == "slime" and entry.name == "remote_rm":
+        return get_reward_fn(entry.name, dataset=dataset, **{key: kwargs[key] for key in kwargs if key != "compat"})
+    mark = _MATH_BOXED_AS.get(entry.name, entry.boxed_as)
+    if mark is None:
+        raise ConfigError(
+            f"reward.fn={name!r}: {entry.name!r} looks at more than an answer; write reward.fn={entry.name}, and where "
+            f"it has a reward of its own, {BOXED}NAME for that"
+        )
+    inner = get_reward_fn(entry.name, dataset=dataset, **kwargs)
+    return boxed(inner, compat, "{}" if compat == "slime" else mark)
+
+
+def _inner_entry(name: str) -> RewardEntry:
+    inner = name[len(BOXED) :]
+    if not inner:
+        raise ConfigError(f"reward.fn={name!r} names no reward; write {BOXED}NAME, such as {BOXED}math")
+    if inner.lower().startswith(BOXED):
+        raise ConfigError(f"reward.fn={name!r}: there is one last box only; write {BOXED} once")
+    entry = find_reward(inner)
+    if entry is None:
+        raise ConfigError(f"reward.fn={name!r} is unknown: there is no reward {inner!r}{offer(inner)}")
+    return entry

@@ -8,7 +8,7 @@ from typing import Any
 from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking, last_boxed, parse_number
 from areal_x.reward.options import check_choice
-from areal_x.reward.registry import register_reward
+from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["clevr_count_70k"]
 
@@ -21,6 +21,7 @@ _AREAL_BRACKETED = re.compile(r"\[([0-9\.]+)\]")
     datasets=["clevr_count_70k"],
     extracts="the last [number] or \\boxed{number}",
     returns="1 or 0",
+    boxed_as=IN_A_BOX,
 )
 def clevr_count_70k(completions: str, answer: Any, prompt: str = "", *, compat: str | None = None) -> RewardResult:
     r"""1 if the last ``[number]`` or ``\boxed{number}`` equals the gold count as a number (3.0 is 3); else 0.

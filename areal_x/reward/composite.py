@@ -14,7 +14,9 @@ from areal_x.reward.registry import register_reward
 __all__ = ["CompositeReward"]
 
 
-@register_reward("composite", extracts="what its parts extract", returns="their weighted sum; each is logged")
+@register_reward(
+    "composite", extracts="what its parts extract", returns="their weighted sum; each is logged", boxed_as=None
+)
 class CompositeReward:
     """The weighted sum of other rewards; ``parts`` of its result hold each one's own, unweighted value.
 

@@ -17,7 +17,12 @@ from areal_x.reward.registry import register_reward
 __all__ = ["CosineReward"]
 
 
-@register_reward("cosine", extracts="what its accuracy extracts, and the length", returns="1 to 0.5, or -1 to -0.5")
+@register_reward(
+    "cosine",
+    extracts="what its accuracy extracts, and the length",
+    returns="1 to 0.5, or -1 to -0.5",
+    boxed_as=None,
+)
 class CosineReward:
     """A right answer earns 1 at length 0, falling to 0.5 at ``maximum``; a wrong one -1, rising to -0.5.
 

@@ -17,7 +17,10 @@ _TAG = re.compile(r"[\w.:-]+")
 
 
 @register_reward(
-    "format", extracts="an answer line or box, tags in order, a regular expression", returns="1 if it is there, else 0"
+    "format",
+    extracts="an answer line or box, tags in order, a regular expression",
+    returns="1 if it is there, else 0",
+    boxed_as=None,
 )
 class FormatReward:
     r"""1 if the completion has the wanted shape, else 0: an answer line or box, tags in order, a regular expression.

@@ -12,7 +12,7 @@ from areal_x.reward.math.finding import FoundAnswer, find_answer, find_gold
 from areal_x.reward.math.grading import MathGrader, is_equal
 from areal_x.reward.math.symbolic import verify_text
 from areal_x.reward.options import check_number
-from areal_x.reward.registry import register_reward
+from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["Geometry3kReward"]
 
@@ -27,6 +27,7 @@ _TAIL = 20_000
     datasets=["geometry3k"],
     extracts="the last \\boxed{} or [...], else the last number",
     returns="1 or 0; with format_weight a share for the format",
+    boxed_as=IN_A_BOX,
 )
 class Geometry3kReward(MathGrader):
     r"""1 if the last ``\boxed{}`` or ``[...]`` (else the last number) equals the gold, LaTeX or not; else 0.

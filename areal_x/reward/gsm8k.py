@@ -11,7 +11,7 @@ from areal_x.reward.latex_answers import equal_latex, refusal
 from areal_x.reward.math.bounded_child import LimitReached, Limits
 from areal_x.reward.math.symbolic import verify_text
 from areal_x.reward.options import check_choice
-from areal_x.reward.registry import register_reward
+from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["gsm8k"]
 
@@ -21,6 +21,7 @@ __all__ = ["gsm8k"]
     datasets=["gsm8k"],
     extracts="the last \\boxed{}, else the last #### line, else the last number",
     returns="1 or 0",
+    boxed_as=IN_A_BOX,
 )
 def gsm8k(
     completions: str,

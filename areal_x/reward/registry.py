@@ -23,11 +23,15 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import LIBRARIES, is_import_path, load_object, nearest, split_library
 
 __all__ = [
+    "BOXED",
+    "IN_A_BOX",
     "LIBRARIES",
     "ClaimError",
     "RewardEntry",
+    "find_reward",
     "get_reward_fn",
     "list_rewards",
+    "offer",
     "register_reward",
     "split_library",
 ]
@@ -35,7 +39,10 @@ __all__ = [
 RewardFn = Callable[..., Any]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
-_BOXED = "boxed_"
+IN_A_BOX = "\\boxed{{{}}}"
+"""``boxed_as`` of a reward that searches for the box itself."""
+BOXED = "boxed_"
+"""Prefix of a name: that reward, seeing the last boxed answer only."""
 _BUILTIN_MODULES = (
     "arithmetic",
     "clevr",
@@ -70,6 +77,8 @@ class RewardEntry:
     """What it takes from the completion, in a few words."""
     returns: str = ""
     """The values that it gives."""
+    boxed_as: str | None = "{}"
+    """What ``boxed_NAME`` gives it as the completion: a format with one place for the boxed answer. None: refused."""
 
     @property
     def is_class(self) -> bool:
@@ -91,7 +100,12 @@ class ClaimError(ConfigError):
 
 
 def register_reward(
-    name: str, datasets: Iterable[str] = (), *, extracts: str = "", returns: str = ""
+    name: str,
+    datasets: Iterable[str] = (),
+    *,
+    extracts: str = "",
+    returns: str = "",
+    boxed_as: str | None = "{}",
 ) -> Callable[[Registered], Registered]:
     """Register the decorated top-level function or class as reward ``name`` and as the reward of ``datasets``.
 
@@ -102,13 +116,17 @@ def register_reward(
         datasets: base names of the data sets whose reward it is (``gsm8k`` for ``openai/gsm8k``).
         extracts: what it takes from the completion, for ``areal-x reward list``.
         returns: the values that it gives, for ``areal-x reward list``.
+        boxed_as: how ``boxed_NAME`` writes the boxed answer as the completion, for a reward that searches for a mark:
+            ``Answer: {}``, or ``IN_A_BOX``. None: the reward looks at more than an answer and has no ``boxed_`` form.
 
     Raises:
-        ConfigError: the name, or one of the data sets, is already taken by another reward, or is no name.
+        ConfigError: the name, or one of the data sets, is already taken by another reward, or is no name; ``boxed_as``
+            has no place for an answer.
     """
     if isinstance(datasets, str):
         raise ConfigError(f"reward {name!r}: datasets={datasets!r} is one string; write datasets=[{datasets!r}]")
     key = _key(name, ":./", f"reward name {name!r}")
+    _check_boxed_as(name, boxed_as)
     dataset_keys = tuple(_key(dataset, ":/", f"data set {dataset!r} of reward {name!r}") for dataset in datasets)
 
     def register(target: Registered) -> Registered:
@@ -128,7 +146,7 @@ def register_reward(
             if dataset in _entries and dataset != key:
                 raise ClaimError(f"data set {dataset!r} of reward {name!r} is also the name of another reward", dataset)
         doc = inspect.getdoc(target) or ""
-        _entries[key] = RewardEntry(name, target, dataset_keys, doc.split("\n", 1)[0], extracts, returns)
+        _entries[key] = RewardEntry(name, target, dataset_keys, doc.split("\n", 1)[0], extracts, returns, boxed_as)
         _name_of_dataset.update(dict.fromkeys(dataset_keys, key))
         return target
 
@@ -139,6 +157,15 @@ def _key(name: str, forbidden: str, what: str) -> str:
     if not isinstance(name, str) or not name or name != name.strip() or set(name) & set(forbidden):
         raise ConfigError(f"{what} is no plain name: write text without {' '.join(forbidden)} and blanks around it")
     return name.lower()
+
+
+def _check_boxed_as(name: str, boxed_as: str | None) -> None:
+    try:
+        written = [] if boxed_as is None else [boxed_as.format(answer) for answer in ("1", "12")]
+    except (AttributeError, IndexError, KeyError, ValueError):
+        written = [""]
+    if any(text.count(answer) != 1 for text, answer in zip(written, ("1", "12"), strict=False)):
+        raise ConfigError(f"reward {name!r}: boxed_as={boxed_as!r} must have one place for the answer, as in '[{{}}]'")
 
 
 def _claim(name: str, key: str, target: Callable[..., Any]) -> None:
@@ -181,31 +208,31 @@ def get_reward_fn(name: str | None, *, dataset: str | None = None, **kwargs: Any
     if name is None:
         if dataset is None:
             raise ConfigError("no reward: set reward.fn, or data.name to a data set that has a built-in reward")
-        entry = _find(dataset, ask_packages=True)
+        entry = find_reward(dataset)
         if entry is None:
-            raise ConfigError(f"data.name={dataset!r} has no built-in reward; set reward.fn{_offer(dataset)}")
+            raise ConfigError(f"data.name={dataset!r} has no built-in reward; set reward.fn{offer(dataset)}")
         return _bind_entry(entry, dataset, kwargs)
     library, spec = split_library(name)
     if library is not None:
         from areal_x.reward.adapters import adapt
 
         return adapt(library, spec, kwargs, dataset)
-    entry = _find(name, ask_packages="/" in name or not is_import_path(name))
+    entry = find_reward(name, ask_packages="/" in name or not is_import_path(name))
     if entry is not None:
         return _bind_entry(entry, dataset, kwargs)
-    if name.lower().startswith(_BOXED) and not is_import_path(name):
+    if name.lower().startswith(BOXED) and not is_import_path(name):
         from areal_x.reward.boxed import boxed_reward
 
-        return boxed_reward(name[len(_BOXED) :], dataset, kwargs)
+        return boxed_reward(name, dataset, kwargs)
     if not is_import_path(name):
-        raise ConfigError(f"reward.fn={name!r} is unknown{_offer(name)}")
+        raise ConfigError(f"reward.fn={name!r} is unknown{offer(name)}")
     target = load_object(name, "reward.fn")
     if not callable(target):
         raise ConfigError(f"reward.fn={name!r} is not a function or a class")
     return _bind(target, name, dataset, kwargs)
 
 
-def _find(name: str, ask_packages: bool) -> RewardEntry | None:
+def find_reward(name: str, ask_packages: bool = True) -> RewardEntry | None:
     """The reward of that name or data set; installed packages are asked only for what is not found without them.
 
     Raises:
@@ -236,13 +263,14 @@ def _keys(name: str) -> tuple[str, str]:
     return name.lower(), PurePosixPath(name.lower()).name
 
 
-def _offer(name: str) -> str:
+def offer(name: str) -> str:
+    """What to write in place of the unknown ``name``: near names, or all; and the packages that were not loaded."""
     from areal_x.reward import entry_points
 
     known = sorted({*_entries, *_name_of_dataset})
     near = get_close_matches(PurePosixPath(name.lower()).name, known, n=3, cutoff=0.5)
-    offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(known)}"
-    return offer + "".join(f"; not loaded: {failure.error}" for failure in entry_points.failures())
+    text = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(known)}"
+    return text + "".join(f"; not loaded: {failure.error}" for failure in entry_points.failures())
 
 
 def _bind_entry(entry: RewardEntry, dataset: str | None, kwargs: dict[str, Any]) -> RewardFn:
