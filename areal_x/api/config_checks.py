@@ -13,7 +13,7 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 
-__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "check_config", "names_a_file"]
+__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
 
 ENGINES = ("embedded",)
 """Inference back ends that can be chosen."""

@@ -18,6 +18,7 @@ REWARD_ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")
 """Arguments that every reward function may take, beside the columns of its data item."""
 GROUP_ARGUMENTS = ("samples", *REWARD_ARGUMENTS)
 """Arguments that a reward of whole groups may take, beside the columns."""
+_TEXTS = ("samples", "completions", "completion_ids")
 TRUNCATED = "truncated"
 """Argument that tells whether the completion ended for its length; only for a function that names it."""
 
@@ -63,6 +64,8 @@ class RewardArguments:
         accepted: set[str] = set()
         required: list[str] = []
         takes_any = False
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise ConfigError(f"reward {name} takes *arguments; rewards get arguments by name: name them")
         for parameter in parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
                 takes_any = True
@@ -76,6 +79,9 @@ class RewardArguments:
                 accepted.add(parameter.name)
                 if parameter.default is parameter.empty:
                     required.append(parameter.name)
+        if "completion" in accepted and not takes_any and not accepted.intersection(_TEXTS):
+            text = f"reward {name} takes 'completion'; what the model wrote comes as 'completions'"
+            raise ConfigError(f"{text} (and its token ids as 'completion_ids')")
         return cls(name, None if takes_any else frozenset(accepted), frozenset(accepted), tuple(required), bound)
 
     def takes(self, name: str) -> bool:

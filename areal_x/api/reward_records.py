@@ -126,8 +126,9 @@ def check_reward(returned: Any, reward_key: str, num_completion_tokens: int | No
 
     Args:
         returned: a number (numpy scalars too), a dict, a ``RewardResult`` or None.
-        reward_key: key of a dict that holds the reward. Its other numbers become ``parts``, the rest ``metadata``. Of
-            a ``RewardResult``, another key than the default takes that part as the reward.
+        reward_key: key of a dict that holds the reward. Its other numbers become ``parts`` (true and false as 1 and
+            0), the rest ``metadata``. Of a ``RewardResult``, another key than the default takes that part as the
+            reward. A reward that is not under the default key is a part, too.
         num_completion_tokens: length that ``token_rewards`` must have; None: unknown.
 
     Raises:
@@ -151,12 +152,17 @@ def _check_dict(returned: Mapping[Any, Any], reward_key: str) -> RewardResult:
             f"the reward function returned a dict without {reward_key!r}; its keys: {keys} (see reward.reward_key)"
         )
     result = RewardResult(_number(returned[reward_key], f"the reward function returned under {reward_key!r}"))
+    assert result.value is not None
+    if reward_key != DEFAULT_REWARD_KEY:
+        result.parts[reward_key] = result.value
     for key, value in returned.items():
         if key == reward_key:
             continue
-        number = finite_number(value)
+        number = float(value) if isinstance(value, bool | np.bool_) else finite_number(value)
         if number is not None:
             result.parts[str(key)] = number
+        elif isinstance(value, float | np.floating):
+            _number(value, f"the reward function returned under {key!r}")
         else:
             result.metadata[str(key)] = value
     return result
@@ -172,6 +178,10 @@ def _take_part(result: RewardResult, reward_key: str) -> RewardResult:
 
 
 def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> RewardResult:
+    for name, given in (("parts", returned.parts), ("metadata", returned.metadata)):
+        if not isinstance(given, Mapping):
+            text = f"RewardResult.{name} is a {type(given).__name__}, expected a dict"
+            raise RewardError(f"{text} (leave it out for none)")
     parts = {str(name): _number(part, f"RewardResult.parts[{name!r}] is") for name, part in returned.parts.items()}
     tokens = _numbers(returned.token_rewards, "token_rewards")
     if tokens is not None and num_completion_tokens is not None and len(tokens) != num_completion_tokens:

@@ -5,6 +5,7 @@ hook(samples) → scale → bias → overlong penalty → clip. The rewards as t
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,12 @@ class PostProcessor:
 
     def _call_hook(self, hook: PostProcessHook, group: TrajectoryGroup) -> list[npt.NDArray[np.float64]]:
         samples = scored_samples(group)
-        returned = hook(samples)
+        try:
+            returned = hook(samples)
+        except Exception as error:  # the boundary to the user's hook
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}:{place.lineno}"
+            raise RewardError(f"reward.post_process: {where}: {type(error).__name__}: {error}") from error
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise RewardError(
                 f"reward.post_process returned a {type(returned).__name__}; return two lists: (raw, processed)"

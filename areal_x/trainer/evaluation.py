@@ -10,29 +10,34 @@ import numpy as np
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
-from areal_x.api.records import Trajectory, TrajectoryGroup
+from areal_x.api.records import TrajectoryGroup
+from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.finish_group import ScoreGroup
 from areal_x.rollout.run_episodes import run_episodes
 
-__all__ = ["Evaluator", "evaluation_metrics", "is_correct"]
+__all__ = ["Evaluator", "accuracy", "evaluation_metrics"]
 
-FULL_REWARD = 1.0
+_ROUNDING = 1e-6
 
 
-def is_correct(trajectory: Trajectory) -> float:
-    """The reward's part ``accuracy`` where it reports one, else whether the sample got the full reward."""
-    outcome = trajectory.outcome
-    assert outcome is not None and outcome.value is not None
-    return outcome.parts.get("accuracy", float(outcome.value >= FULL_REWARD))
+def accuracy(outcomes: Sequence[RewardOutcome]) -> float | None:
+    """The mean of the reward's part ``accuracy``; without one, of a reward that is 1 or 0. None: no such thing."""
+    parts = [outcome.parts["accuracy"] for outcome in outcomes if "accuracy" in outcome.parts]
+    if parts:
+        return float(np.mean(parts))
+    values = np.array([outcome.value for outcome in outcomes])
+    is_zero_or_one = np.minimum(np.abs(values), np.abs(values - 1.0)) <= _ROUNDING
+    return float(np.mean(values)) if is_zero_or_one.all() else None
 
 
 def evaluation_metrics(groups: Sequence[TrajectoryGroup], dataset: str, num_asked: int) -> dict[str, float]:
     """Accuracy and mean reward over the episodes that were scored; the others are counted, not taken for wrong answers.
 
-    An episode of several trajectories counts once, by its last.
+    An episode of several trajectories counts once, by its last. There is an accuracy where the reward reports one, or
+    is 1 or 0.
 
     Args:
         groups: what the episodes gave.
@@ -41,16 +46,16 @@ def evaluation_metrics(groups: Sequence[TrajectoryGroup], dataset: str, num_aske
     """
     prefix = f"eval/{dataset}"
     last_of_episode = {t.episode_id: t for group in groups for t in group.trajectories}
-    scored = [t for t in last_of_episode.values() if t.outcome is not None and t.outcome.status == "ok"]
-    metrics = {f"{prefix}/num_samples": float(len(scored)), f"{prefix}/num_unscored": float(num_asked - len(scored))}
-    if not scored:
-        return metrics
-    metrics[f"{prefix}/accuracy"] = float(np.mean([is_correct(trajectory) for trajectory in scored]))
-    metrics[f"{prefix}/reward"] = float(np.mean([t.outcome.value for t in scored if t.outcome is not None]))
-    parts = {part for trajectory in scored if trajectory.outcome for part in trajectory.outcome.parts}
-    for part in sorted(parts - {"accuracy"}):
-        values = [t.outcome.parts[part] for t in scored if t.outcome is not None and part in t.outcome.parts]
-        metrics[f"{prefix}/{part}"] = float(np.mean(values))
+    scored = [t.outcome for t in last_of_episode.values() if t.outcome is not None and t.outcome.status == "ok"]
+    metrics = {
+        f"{prefix}/{part}": float(np.mean([outcome.parts[part] for outcome in scored if part in outcome.parts]))
+        for part in sorted({part for outcome in scored for part in outcome.parts})
+    }
+    metrics |= {f"{prefix}/num_samples": float(len(scored)), f"{prefix}/num_unscored": float(num_asked - len(scored))}
+    if scored:
+        metrics[f"{prefix}/reward"] = float(np.mean([outcome.value for outcome in scored]))
+        right = accuracy(scored)
+        metrics |= {} if right is None else {f"{prefix}/accuracy": right}
     return metrics
 
 
@@ -85,7 +90,11 @@ class Evaluator:
         self._display = display
 
     async def evaluate(self, step: int, version: int) -> dict[str, float]:
-        """Measure and report; an empty result when there are no held-out items."""
+        """Measure and report; an empty result when there are no held-out items.
+
+        Raises:
+            RewardError: every score failed.
+        """
         if not self._items:
             return {}
         self._display.phase(f"evaluating version {version} on {len(self._items)} held-out items")
@@ -93,17 +102,18 @@ class Evaluator:
         metrics = await self.measure(self._items)
         self._writer.add_span("evaluation", f"version {version}", started, time.monotonic())
         self._writer.write_step({"step": step, "version": version} | metrics)
-        self._display.print(f"version {version}: {self._found(metrics)} of {self._dataset}")
+        self._display.print(f"version {version}: {self._found(metrics)}")
         return metrics
 
     def _found(self, metrics: dict[str, float]) -> str:
-        """Accuracy and what it is the mean of, for people."""
+        """What was measured and what it is the mean of, for people."""
         prefix = f"eval/{self._dataset}"
         num_scored, num_unscored = (int(metrics[f"{prefix}/{name}"]) for name in ("num_samples", "num_unscored"))
         if not num_scored:
-            return f"none of {num_unscored} held-out samples was scored"
+            return f"none of {num_unscored} held-out samples of {self._dataset} was scored"
         unscored = f" ({num_unscored} more were not scored)" if num_unscored else ""
-        return f"accuracy {metrics[f'{prefix}/accuracy']:.3f} on {num_scored} held-out samples{unscored}"
+        name = "accuracy" if f"{prefix}/accuracy" in metrics else "reward"
+        return f"{name} {metrics[f'{prefix}/{name}']:.3f} on {num_scored} held-out samples of {self._dataset}{unscored}"
 
     async def measure(self, items: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Metrics of the served weights on ``items``."""
@@ -114,10 +124,20 @@ class Evaluator:
             items=items,
             config=self._config.rollout,
             group_size=group_size,
+            on_failure="raise" if self._config.reward.on_failure == "raise" else "drop",
             seed=self._config.seed,
             lockstep=self._config.rollout.max_staleness == 0,
             score_group=self._score_group,
             max_failure_rate=self._config.reward.max_failure_rate,
             failure_window=self._config.reward.failure_window,
         )
-        return evaluation_metrics(finished.groups, self._dataset, len(items) * group_size)
+        metrics = evaluation_metrics(finished.groups, self._dataset, len(items) * group_size)
+        for status, count in finished.counts.scores.items():
+            metrics[f"eval/{self._dataset}/outcome/{status}"] = float(count)
+        failures = finished.counts.first_tracebacks
+        if failures:
+            text = next(iter(failures.values())).rstrip()
+            if not finished.groups:
+                raise RewardError(f"no held-out sample could be scored; the first failure was:\n{text}")
+            self._display.print(f"the first of the scores that failed: {text.splitlines()[-1]}")
+        return metrics

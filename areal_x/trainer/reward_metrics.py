@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from areal_x.api.config_checks import RESERVED_NAMES
 from areal_x.api.records import FloatArray, Trajectory, TrajectoryGroup
 from areal_x.api.reward_records import finite_number
 
-__all__ = ["mean_metadata", "mean_parts", "reward_metrics"]
+__all__ = ["mean_metadata", "mean_parts", "metric_name", "reward_metrics"]
 
 _MAX_VALUES, _MAX_LENGTH = 12, 40
 
@@ -41,8 +42,7 @@ def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     final = np.concatenate(processed)
     if not np.array_equal(final, raw):
         metrics["reward/processed_mean"] = float(final.mean())
-    # The statistics of the whole win over a part that has the name of one.
-    return mean_metadata(trajectories) | mean_parts(trajectories) | metrics
+    return metrics | mean_metadata(trajectories) | mean_parts(trajectories)
 
 
 def _raw_rewards(group: TrajectoryGroup) -> FloatArray:
@@ -56,7 +56,12 @@ def mean_parts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         if trajectory.outcome is not None:
             for part, value in trajectory.outcome.parts.items():
                 values.setdefault(part, []).append(value)
-    return {f"reward/{part}": float(np.mean(part_values)) for part, part_values in values.items()}
+    return {metric_name(part): float(np.mean(part_values)) for part, part_values in values.items()}
+
+
+def metric_name(part: str) -> str:
+    """``reward/<part>``, or ``reward/part/<part>`` where the first is the name of a statistic of the whole."""
+    return f"reward/part/{part}" if part in RESERVED_NAMES else f"reward/{part}"
 
 
 def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -72,9 +77,9 @@ def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for key, found in values.items():
         numbers = [float(value) for value in found if isinstance(value, bool) or finite_number(value) is not None]
         if numbers:
-            metrics[f"reward/{key}"] = float(np.mean(numbers))
+            metrics[metric_name(key)] = float(np.mean(numbers))
         elif all(isinstance(value, str) and len(value) <= _MAX_LENGTH for value in found):
             counts = Counter(found)
             if len(counts) <= _MAX_VALUES:
-                metrics |= {f"reward/{key}/{value}": count / len(found) for value, count in counts.items()}
+                metrics |= {f"{metric_name(key)}/{value}": count / len(found) for value, count in counts.items()}
     return metrics

@@ -43,7 +43,15 @@ def reward_function(name: str, reward: RewardConfig | RewardPartConfig, dataset:
     # The adapters of other libraries have to know themselves whether they are called with whole groups.
     is_adapted = fn is not None and split_library(fn)[0] is not None
     group = {"group": reward.group} if is_adapted and reward.group is not None else {}
-    return get_reward_fn(fn, dataset=dataset, **(group | reward.kwargs))
+    try:
+        return get_reward_fn(fn, dataset=dataset, **(group | reward.kwargs))
+    except ConfigError as error:
+        if not name:
+            raise
+        text = str(error)
+        for key in ("fn", "kwargs"):
+            text = text.replace(f"reward.{key}", f"reward.rewards.{name}.{key}")
+        raise ConfigError(text) from error
 
 
 def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -> Reward:

@@ -147,3 +147,11 @@ class Counter:
 
 def returns_one(value):
     return value
+
+
+def singular(completion, answer):
+    return float(completion == answer)
+
+
+def star(*arguments):
+    return 1.0

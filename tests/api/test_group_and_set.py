@@ -282,3 +282,32 @@ async def test_what_float32_cannot_hold_is_no_reward(pool):
 def test_a_column_called_self_is_refused():
     with pytest.raises(DataError, match="'self'"):
         AsyncRewardWrapper(samples.exact).check_columns({"self", "answer"})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (RewardResult(1.0, None), "RewardResult.parts is a NoneType, expected a dict"),
+        (RewardResult(1.0, metadata="ab"), "RewardResult.metadata is a str, expected a dict"),
+        ({"reward": 1.0, "ratio": float("nan")}, "under 'ratio' nan, expected a finite number"),
+    ],
+)
+async def test_what_stands_beside_the_reward_is_checked_too(pool, value, message):
+    outcome = await AsyncRewardWrapper(samples.returns_one, pool=pool).outcome("", "", value=value)
+    assert outcome.status == "error" and message in outcome.error
+
+
+async def test_true_and_false_in_a_dict_are_parts(pool):
+    value = {"reward": 0.5, "accuracy": True, "cut": np.bool_(False)}
+    wrapper = AsyncRewardWrapper(samples.returns_one, pool=pool)
+    assert (await wrapper.outcome("", "", value=value)).parts == {"accuracy": 1.0, "cut": 0.0}
+    keyed = await AsyncRewardWrapper(samples.returns_one, pool=pool, reward_key="score").outcome(
+        "", "", value={"reward": 1.0, "score": 0.25}
+    )
+    assert (keyed.value, keyed.parts) == (0.25, {"reward": 1.0, "score": 0.25})
+
+
+@pytest.mark.parametrize(("name", "message"), [("singular", "comes as 'completions'"), ("star", r"takes \*arguments")])
+def test_arguments_that_cannot_be_meant_are_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        AsyncRewardWrapper(getattr(samples, name))

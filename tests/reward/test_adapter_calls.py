@@ -114,6 +114,7 @@ def test_slime_dicts_are_read_at_the_reward_key():
     parts = {"score": -1.0, "acc": 0.0, "length": 3.0}
     assert result == RewardResult(-1.0, parts, metadata={"pred": "5", "odd": math.inf})
     assert check_reward(result, "score", None).value == -1.0
+    del value["odd"]
     chosen_later = reward("slime", "slime_returns", value=value)("", "")
     assert check_reward(chosen_later, "acc", None).value == 0.0
     with pytest.raises(KeyError, match="a dict without 'reward'; its keys: 'score', 'acc', 'pred'"):

@@ -220,7 +220,7 @@ def test_the_commands_of_the_examples_compose(words, tmp_path, monkeypatch, caps
         (["reward.fn=verl:no.py"], "reward.fn=verl:no.py: no such file: no.py"),
         (["reward.fn=slime:no_package.rm"], "there is no package 'no_package'"),
         (["reward.fn=slime:slime_rm.py:custom"], "slime_rm.py has no 'custom'; it has: "),
-        (["reward.fn=trl:accuracy_reward"], "reward.fn='accuracy_reward': there is no package"),
+        (["reward.fn=trl:accuracy_reward"], "reward.fn='trl:accuracy_reward': names no module"),
         (["reward.fn=verl:verl_reward.py", "reward.kwargs={format: 1}"], "reward.kwargs.format is not an argument of"),
     ],
 )

@@ -95,6 +95,7 @@ def test_dicts_and_results_are_parts_with_parts_of_their_own() -> None:
         "plain/style": 2.0,
         "keyed": 0.5,
         "keyed/reward": 0.25,
+        "keyed/score": 0.5,
         "keyed/style": 2.0,
         "rich": 1.0,
         "rich/inner": 3.0,

@@ -92,3 +92,11 @@ def test_the_overlong_penalty_looks_at_the_longest_turn() -> None:
 def test_a_reward_that_float32_cannot_hold_is_an_error() -> None:
     with pytest.raises(RewardError, match=r"processed reward is 1e\+40"):
         PostProcessor(RewardConfig(scale=1e40), 10)(group_of([1.0, 0.0]))
+
+
+def test_a_hook_that_raises_is_named_with_its_line() -> None:
+    def broken(samples: list[ScoredSample]) -> Any:
+        raise KeyError("missing")
+
+    with pytest.raises(RewardError, match=r"reward\.post_process: .*test_post_process\.py:\d+: KeyError: 'missing'"):
+        PostProcessor(RewardConfig(), 10, broken)(group_of([0.0, 1.0]))

@@ -9,6 +9,7 @@ import pytest
 from trainer_runs import TINY, FinishedRun, run_command, values
 
 from areal_x.api.config import RewardConfig, RewardPartConfig
+from areal_x.api.errors import ConfigError
 from areal_x.trainer.rewards import reward_function
 
 REWARDS = '''
@@ -86,7 +87,7 @@ def test_each_reward_is_logged_and_the_sum_is_processed(run: FinishedRun) -> Non
         assert row["reward/processed_mean"] == pytest.approx(2 * total, rel=1e-5)
         assert row["reward/style"] == 0.5 and row["reward/style/length"] > 0
         assert row["reward/short/kind/plain"] == 1.0
-        assert row["outcome/failure_rate"] == 0.0
+        assert row.get("outcome/failure_rate", 0.0) == 0.0
 
 
 @pytest.mark.timeout(180)
@@ -146,3 +147,25 @@ def test_reward_group_reaches_the_functions_of_other_libraries(tmp_path: Path) -
     name = f"slime:{tmp_path / 'theirs.py'}:rank"
     assert reward_function("", RewardConfig(fn=name, group=True), None).is_group_reward
     assert reward_function("rank", RewardPartConfig(fn=name, group=True), None).is_group_reward
+
+
+@pytest.mark.timeout(180)
+def test_a_run_whose_rewards_all_fail_stops_with_the_first_failure(run: FinishedRun, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def broken(completions):\n    raise ValueError('on purpose')\n")
+    for command in ("eval", "train"):
+        changes = [*TINY, f"model.path={run.directory / 'policy'}", "reward.fn=mine.py:broken", f"name={command}"]
+        finished = run_command(tmp_path, command, "--config-name", "quickstart", *changes)
+        assert finished.status == 1
+        assert "no held-out sample could be scored" in finished.stderr and "on purpose" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (RewardPartConfig(fn="nosuch_reward"), r"reward\.rewards\.style\.fn='nosuch_reward' is unknown"),
+        (RewardPartConfig(fn="length", kwargs={"max_tokens": 3}), r"reward\.rewards\.style\.kwargs\.max_tokens"),
+    ],
+)
+def test_errors_name_the_key_that_was_written(part: RewardPartConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        reward_function("style", part, None)

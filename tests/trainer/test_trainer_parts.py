@@ -18,7 +18,7 @@ from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardOutcome
 from areal_x.trainer.batch import build_batch
-from areal_x.trainer.evaluation import evaluation_metrics
+from areal_x.trainer.evaluation import accuracy, evaluation_metrics
 from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.sample_records import choose_rows, sample_records
@@ -139,7 +139,8 @@ def test_failed_scores_are_counted_and_are_no_wrong_answers() -> None:
         sample.episode_id = f"1-{number}"
     groups = [TrajectoryGroup(1, samples, np.zeros(4, np.float32))]
     metrics = evaluation_metrics(groups, "held_out", num_asked=6)
-    assert metrics["eval/held_out/accuracy"] == pytest.approx(0.5)
+    assert metrics["eval/held_out/reward"] == pytest.approx(0.7)
+    assert "eval/held_out/accuracy" not in metrics, "a reward with partial credit is no accuracy"
     assert metrics["eval/held_out/num_samples"] == 2
     assert metrics["eval/held_out/num_unscored"] == 4
     assert evaluation_metrics([], "held_out", 3) == {"eval/held_out/num_samples": 0, "eval/held_out/num_unscored": 3}
@@ -151,6 +152,28 @@ def test_the_part_accuracy_decides_before_the_reward() -> None:
     assert metrics["eval/d/accuracy"] == 1.0
     assert metrics["eval/d/reward"] == pytest.approx(0.8)
     assert metrics["eval/d/format"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0, 0.0], 0.5), ([0.7 + 0.2 + 0.1, 0.0], 0.5), ([0.5, 0.0], None), ([3.0, 0.0], None), ([-1.0, 1.0], None)],
+)
+def test_a_reward_that_is_one_or_zero_is_an_accuracy(values: list[float], expected: float | None) -> None:
+    found = accuracy([RewardOutcome("ok", value=value) for value in values])
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_fixed_names_of_an_evaluation_are_not_a_part_s() -> None:
+    outcome = RewardOutcome("ok", value=0.25, parts={"reward": 9.0, "strict": 0.25, "num_samples": 7.0})
+    metrics = evaluation_metrics([TrajectoryGroup(1, [trajectory(3, outcome=outcome)], np.ones(1))], "d", 1)
+    assert (metrics["eval/d/reward"], metrics["eval/d/strict"], metrics["eval/d/num_samples"]) == (0.25, 0.25, 1)
+
+
+def test_a_part_named_like_a_statistic_is_logged_apart() -> None:
+    outcome = RewardOutcome("ok", value=0.5, parts={"mean": 7.0}, metadata={"std": 3.0})
+    metrics = reward_metrics([TrajectoryGroup(1, [trajectory(3, outcome=outcome)] * 2, np.array([0.5, 0.5]))])
+    assert (metrics["reward/mean"], metrics["reward/std"]) == (0.5, 0.0)
+    assert (metrics["reward/part/mean"], metrics["reward/part/std"]) == (7.0, 3.0)
 
 
 def test_an_earlier_run_is_kept_unless_overwrite_is_asked_for(tmp_path: Path) -> None:
