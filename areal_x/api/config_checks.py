@@ -10,7 +10,7 @@ from pathlib import Path
 
 from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import split_library
+from areal_x.api.import_paths import check_library, split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 
 __all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
@@ -111,7 +111,7 @@ def _check_data_file(key: str, value: str | None) -> None:
     if path.is_dir():
         raise _fail(key, value, "is a folder; name a file in it")
     if not path.exists():
-        raise _fail(key, value, "no such file")
+        raise _fail(key, value, f"no such file{_searched(value)}")
     if path.stat().st_size == 0:
         raise _fail(key, value, "the file is empty")
     if not os.access(path, os.R_OK):
@@ -224,12 +224,19 @@ def _check_reference(key: str, value: str | None) -> None:
     """A reference to a file of the user's (``file.py:name``) must have a name, and the file must exist."""
     if value is None or ".py" not in value:
         return
+    check_library(value, key)
     library, path = split_library(value)
     file, _, name = path.partition(":")
     if not name and library is None:
         raise _fail(key, value, f"write {file}:NAME, with the name of what to take from the file")
     if not Path(file).expanduser().is_file():
-        raise _fail(key, value, f"no such file: {file}")
+        raise _fail(key, value, f"no such file: {file}{_searched(file)}")
+
+
+def _searched(file: str) -> str:
+    """Where a relative path was looked for."""
+    path = Path(file).expanduser()
+    return "" if path.is_absolute() else f" in {Path.cwd()}, the working directory, where relative paths begin"
 
 
 def _check_reward(config: ExperimentConfig) -> None:

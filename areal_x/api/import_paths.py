@@ -13,7 +13,14 @@ from areal_x.api.errors import ConfigError
 from areal_x.process_pool import function_transfer
 from areal_x.process_pool.errors import FunctionTransferError
 
-__all__ = ["LIBRARIES", "is_import_path", "load_object", "nearest", "split_library"]
+__all__ = [
+    "LIBRARIES",
+    "check_library",
+    "is_import_path",
+    "load_object",
+    "nearest",
+    "split_library",
+]
 
 LIBRARIES = ("areal", "openrlhf", "slime", "trl", "verl")
 """Libraries whose reward functions run as they are: ``slime:pkg.mod.fn``."""
@@ -29,6 +36,22 @@ def split_library(spec: str) -> tuple[str | None, str]:
     """``slime:pkg.mod.fn`` as ``("slime", "pkg.mod.fn")``; any other name as ``(None, name)``."""
     library, colon, rest = spec.partition(":")
     return (library, rest) if colon and library in LIBRARIES else (None, spec)
+
+
+def check_library(spec: str, key: str) -> None:
+    """``NAME:file.py``, ``NAME:file.py:function`` and ``NAME:module:function`` need a library as NAME.
+
+    Raises:
+        ConfigError: NAME is none of ``LIBRARIES``.
+    """
+    prefix, colon, rest = spec.partition(":")
+    is_prefix = colon and not set(prefix) & set("./\\~") and (":" in rest or ".py" in rest)
+    if is_prefix and prefix not in LIBRARIES and not Path(spec.rpartition(":")[0]).is_file():
+        raise ConfigError(f"{key}={spec!r}: {_no_library(prefix)}")
+
+
+def _no_library(prefix: str) -> str:
+    return f"{prefix!r} is none of the libraries {', '.join(LIBRARIES)}{nearest(prefix.lower(), list(LIBRARIES))}"
 
 
 def is_import_path(spec: str) -> bool:
@@ -48,6 +71,7 @@ def load_object(spec: str, key: str) -> Any:
         ConfigError: no such file, module or name; or the module raised when it was imported, which the message tells
             with file and line. Its own error is the cause.
     """
+    check_library(spec, key)
     module_name = spec.rpartition(":")[0]
     if not module_name and spec.endswith(".py"):
         raise ConfigError(f"{key}={spec!r} names a file only; write {spec}:name")
@@ -58,7 +82,10 @@ def load_object(spec: str, key: str) -> Any:
     try:
         return function_transfer.import_function(spec)
     except FunctionTransferError as error:
-        raise ConfigError(f"{key}={spec!r}: {_place(error.__cause__)}{error}") from error
+        prefix = spec.partition(":")[0]
+        misspelt = "." in spec.partition(":")[2] and nearest(prefix.lower(), list(LIBRARIES)) != ""
+        hint = f"; {_no_library(prefix)}" if misspelt else ""
+        raise ConfigError(f"{key}={spec!r}: {_place(error.__cause__)}{error}{hint}") from error
     except (Exception, SystemExit) as error:
         # The boundary of the user's module: importing it runs code of theirs, which may raise anything.
         lines = str(error).splitlines() or ["no message"]

@@ -82,6 +82,7 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("reward.max_failure_rate", 1.1, "from 0 to 1"),
         ("reward.num_workers", 0, "must be 1 or more"),
         ("reward.fn", "trl:mine.py:score", "no such file: mine.py"),
+        ("reward.fn", "open_rlhf:mine.py:score", "'open_rlhf' is none of the libraries areal, openrlhf, slime"),
         ("reward.post_process", "mine.py:score", "no such file: mine.py"),
         ("reward.aggregation", "sum", "must be one of normalize_then_sum, sum_then_normalize"),
         ("reward.aggregation", "normalize_then_sum", "list several in reward.rewards"),
@@ -233,3 +234,18 @@ def test_a_group_of_one_needs_a_baseline_of_the_batch(config: ExperimentConfig) 
     config.algorithm.baseline = "batch_mean"
     check_config(config)
     assert config.groups_per_part == config.groups_per_step
+
+
+@pytest.mark.parametrize(("key", "value"), [("reward.fn", "mine.py:score"), ("data.path", "train.jsonl")])
+def test_a_missing_file_says_which_folder_was_searched(
+    config: ExperimentConfig, key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assign(config, key, value)
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    assert f"in {tmp_path}, the working directory, where relative paths begin" in str(caught.value)
+    assign(config, key, f"/no_such_folder/{value}")
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    assert "no such file" in str(caught.value) and str(tmp_path) not in str(caught.value)
