@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -65,6 +66,25 @@ def test_one_child_serves_many_answers_and_is_replaced_at_a_limit() -> None:
     assert child_now() != second
 
 
+def write_on() -> None:
+    while True:
+        for descriptor in range(3, 100):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"x")
+
+
+def test_a_child_that_writes_without_end_meets_its_deadline() -> None:
+    begin = time.monotonic()
+    with pytest.raises(LimitReached, match="math_time_limit"):
+        run_bounded(write_on, (), SHORT)
+    assert time.monotonic() - begin < 5.0
+
+
+def test_a_long_text_arrives_whole() -> None:
+    text = "x\ud800" * 500_000
+    assert run_bounded(len, (text,), LIMITS) == len(text)
+
+
 def test_a_child_that_was_killed_between_answers_is_replaced() -> None:
     first = child_now()
     kill_child(first)
@@ -83,15 +103,19 @@ def test_a_child_ends_after_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def take(size: int) -> int:
-    return len(bytes(bytearray(b"x") * size))
+    return len(bytes(size))
+
+
+def fill(size: int) -> int:
+    return len(b"x" * size)
 
 
 def test_a_child_that_has_grown_is_replaced_and_one_that_has_not_is_kept() -> None:
-    run_bounded(take, (1,), LIMITS)
+    run_bounded(fill, (1,), LIMITS)
     first = child_now()
-    run_bounded(take, (1 << 20,), LIMITS)
+    run_bounded(fill, (1 << 20,), LIMITS)
     assert child_now() == first
-    run_bounded(take, (child_loop.MAX_GROWTH_BYTES * 2 // 3,), LIMITS)
+    run_bounded(fill, (child_loop.MAX_GROWTH_BYTES * 5 // 4,), LIMITS)
     assert child_now() != first
 
 

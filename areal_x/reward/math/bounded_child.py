@@ -106,10 +106,10 @@ class _Child:
         """The line that it answers; what came when it ended without one; None when the deadline passed."""
         chunks: list[bytes] = []
         try:
-            self._socket.settimeout(max(1e-3, deadline - time.monotonic()))
+            self._socket.settimeout(_until(deadline))
             self._socket.sendall(request)
             while True:
-                self._socket.settimeout(max(1e-3, deadline - time.monotonic()))
+                self._socket.settimeout(_until(deadline))
                 chunk = self._socket.recv(1 << 16)
                 chunks.append(chunk)
                 if not chunk or chunk.endswith(b"\n"):
@@ -212,6 +212,14 @@ class _Owner:
 
 class _ThreadEnded(Exception):
     """The child was killed with the thread that had forked it, in the middle of another thread's job."""
+
+
+def _until(deadline: float) -> float:
+    """Seconds until then. It raises TimeoutError when it has passed."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
 
 
 def _unpack(reply: bytes) -> Any:
