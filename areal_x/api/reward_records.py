@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -151,6 +152,11 @@ def _check_dict(returned: Mapping[Any, Any], reward_key: str) -> RewardResult:
         raise RewardError(
             f"the reward function returned a dict without {reward_key!r}; its keys: {keys} (see reward.reward_key)"
         )
+    if returned[reward_key] is None:
+        raise RewardError(
+            f"the reward function returned None under {reward_key!r}, expected a number; return None itself where the "
+            "reward does not apply"
+        )
     result = RewardResult(_number(returned[reward_key], f"the reward function returned under {reward_key!r}"))
     assert result.value is not None
     if reward_key != DEFAULT_REWARD_KEY:
@@ -178,7 +184,8 @@ def _take_part(result: RewardResult, reward_key: str) -> RewardResult:
 
 
 def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> RewardResult:
-    for name, given in (("parts", returned.parts), ("metadata", returned.metadata)):
+    beside: dict[str, Any] = {"parts": returned.parts, "metadata": returned.metadata}
+    for name, given in beside.items():
         if not isinstance(given, Mapping):
             text = f"RewardResult.{name} is a {type(given).__name__}, expected a dict"
             raise RewardError(f"{text} (leave it out for none)")
@@ -231,10 +238,21 @@ def finite_number(value: Any) -> float | None:
     return number if abs(number) <= LARGEST_REWARD else None
 
 
+def _number_hint(value: Any) -> str:
+    """What to return instead of something that is much like a number."""
+    if isinstance(value, bool | np.bool_):
+        return "; return 1.0 or 0.0"
+    if isinstance(value, Decimal):
+        return "; return float(value)"
+    shape = getattr(value, "shape", None)
+    is_scalar = isinstance(shape, tuple) and math.prod(shape) == 1 and not isinstance(value, str | bytes)
+    return "; return value.item()" if is_scalar else ""
+
+
 def _number(value: Any, what: str) -> float:
     if not _is_number(value):
         shown = repr(value)
-        hint = "; return 1.0 or 0.0" if isinstance(value, bool | np.bool_) else ""
+        hint = _number_hint(value)
         raise RewardError(f"{what} a {type(value).__name__} ({shown[:80]}), expected a number{hint}")
     number = finite_number(value)
     if number is None:

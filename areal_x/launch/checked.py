@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from areal_x.api.config import ExperimentConfig
+from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
@@ -88,7 +88,7 @@ def _check_reward_names(config: ExperimentConfig) -> None:
     """Every reward is known, and takes its options, before anything starts."""
     from areal_x.trainer.rewards import reward_function
 
-    parts = config.reward.rewards or {"": config.reward}
+    parts: dict[str, RewardConfig | RewardPartConfig] = {**config.reward.rewards} or {"": config.reward}
     for name, part in parts.items():
         key = f"reward.rewards.{name}" if name else "reward"
         if part.fn is not None and is_import_path(part.fn) and not _is_cheap_to_import(part.fn, f"{key}.fn"):
