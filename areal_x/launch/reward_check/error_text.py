@@ -7,14 +7,20 @@ from pathlib import Path
 
 __all__ = ["clipped", "digest"]
 
+_MACHINERY = re.compile(r"[/\\]areal_x[/\\](?:api|process_pool|reward[/\\]adapters)[/\\]")
+"""Files between a run and the reward's own code."""
 _FILE_LINE = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 
 
 def digest(error: str) -> tuple[str, str]:
-    """The last line of a traceback (``ValueError: ...``) and where it was raised (``reward.py:3``, or nothing)."""
+    """The last line of a traceback (``ValueError: ...``) and where it was raised (``reward.py:3``, or nothing).
+
+    What called the reward, and what it called in an adapter, is none of its places.
+    """
     trace = error.partition("\nprinted:\n")[0].rstrip()
     places = _FILE_LINE.findall(trace)
-    place = f"{Path(places[-1][0]).name}:{places[-1][1]}" if places else ""
+    own = [(file, line) for file, line in places if not _MACHINERY.search(file)]
+    place = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
     return trace.rpartition("\n")[2] if places else trace, place
 
 

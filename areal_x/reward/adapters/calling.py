@@ -63,6 +63,9 @@ class Adapter(ABC):
             DataError: one is missing, or has the name of an argument.
         """
 
+    def explain(self, error: TypeError) -> None:  # noqa: B027 - most libraries have nothing to add
+        """Add to the message of an error of the function what may have caused it."""
+
     def take_flag(self, options: dict[str, Any], key: str, default: bool) -> bool:
         """Take a true-or-false option of the adapter out of ``options``.
 
@@ -109,7 +112,11 @@ class _AdaptedReward:
 
     def _run(self, samples: list[RewardSample]) -> list[Reward]:
         call = self.adapter.call(samples)
-        returned = self.adapter.function.function(*call.args, **call.kwargs)
+        try:
+            returned = self.adapter.function.function(*call.args, **call.kwargs)
+        except TypeError as error:
+            self.adapter.explain(error)
+            raise
         if inspect.iscoroutine(returned):
             returned.close()
             raise TypeError(f"{self.adapter.function.name} is a plain def and returned a coroutine; make it async def")
@@ -117,7 +124,12 @@ class _AdaptedReward:
 
     async def _await(self, samples: list[RewardSample]) -> list[Reward]:
         call = self.adapter.call(samples)
-        return call.read(await self.adapter.function.function(*call.args, **call.kwargs))
+        try:
+            returned = await self.adapter.function.function(*call.args, **call.kwargs)
+        except TypeError as error:
+            self.adapter.explain(error)
+            raise
+        return call.read(returned)
 
 
 class SampleReward(_AdaptedReward):

@@ -67,6 +67,12 @@ class TRLAdapter(Adapter):
         refuse_shadowed(columns, _ARGUMENTS, self.function.name)
         return Call(logged.read, (), self.function.taken({**own, **columns, **self._options}))
 
+    def explain(self, error: TypeError) -> None:
+        """A function that was written for messages gets plain texts unless it says so."""
+        if not self._conversational and "string indices must be integers" in str(error):
+            hint = "if it wants messages, [{role: ..., content: ...}], set reward.kwargs.conversational=true"
+            error.args = (f"{error}; {hint}",)
+
     def check_columns(self, columns: frozenset[str]) -> None:
         """Arguments that TRL does not give are columns, and no column has the name of one that it gives."""
         refuse_shadowed(columns, _ARGUMENTS, self.function.name)
