@@ -2,6 +2,8 @@ r"""Rewards as they are written for verl: for one sample, and for its batch rewa
 
 Command:  cd examples/from_elsewhere && areal-x train --config-name gsm8k data.path=train.jsonl \
           reward.fn=verl:verl_reward.py 'reward.kwargs={format_score: 0.1}'
+Test it:  areal-x reward test verl:verl_reward.py --data train.jsonl --dataset gsm8k
+          (verl's data_source is the name of the data set, unless the data has such a column.)
 For the group: reward.fn=verl:verl_reward.py::compute_score_batched 'reward.kwargs={group: true}'
 """
 
@@ -11,7 +13,9 @@ import re
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, format_score=0.0, score=1.0):
     """custom_reward_function.path=verl_reward.py"""
     if "gsm8k" not in data_source:
-        raise NotImplementedError(f"{data_source=} is not supported")
+        raise NotImplementedError(
+            f"{data_source=} is not supported; name the data set: data.name=gsm8k or --dataset gsm8k"
+        )
     solutions = re.findall(r"#### (-?[0-9.,]+)", solution_str[-300:])
     if not solutions:
         return {"score": 0.0, "acc": False, "pred": None}

@@ -11,7 +11,10 @@ from types import ModuleType
 import pytest
 import yaml
 
-from areal_x.launch.compose import ConfigSource, compose_tree
+from areal_x.api.import_paths import is_import_path, split_library
+from areal_x.launch.compose import ConfigSource, compose_config, compose_tree
+from areal_x.rollout.dataset import dataset_name
+from areal_x.trainer.rewards import reward_function
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -75,6 +78,24 @@ def test_shown_configurations_compose(page: str, code: str, tmp_path: Path) -> N
     compose_tree(ConfigSource.file(file), [])
 
 
+@pytest.mark.parametrize(("page", "code"), [shown for shown in shown_configs() if "reward:" in shown[1]])
+def test_shown_rewards_are_built(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the values of their keys, not their names alone. Functions of a reader's own are stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    for own, name in re.findall(r"(\w+\.py)::?(\w+)", code):
+        (tmp_path / own).write_text(f"def {name}(*args, **kwargs):\n    return 0.0\n")
+    file = tmp_path / "exp.yaml"
+    file.write_text(code if "defaults" in yaml.safe_load(code) else "defaults: [gsm8k, _self_]\n" + code)
+    has_data = "path" in yaml.safe_load(code).get("data", {})
+    config = compose_config(ConfigSource.file(file), [] if has_data else ["data.path=gsm8k/train.jsonl"])
+    for name, part in (config.reward.rewards or {"": config.reward}).items():
+        spec = split_library(part.fn or "")[1]
+        if is_import_path(spec) and not spec.startswith("areal_x.") and not Path(spec.rpartition(":")[0]).is_file():
+            continue
+        assert callable(reward_function(name, part, dataset_name(config.data))), f"{page}: {name}"
+
+
 def test_the_readme_shows_the_example_that_can_be_run() -> None:
     (shown,) = [code for language, code in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"]
     assert (ROOT / "examples" / "own_reward.py").read_text().endswith(shown)
@@ -94,6 +115,15 @@ def test_every_shipped_config_and_reward_is_on_a_page() -> None:
     text = "".join((DOCS / "en" / page).read_text(encoding="utf-8") for page in PAGES)
     assert not [name for name in config_names() if f"--config-name {name}" not in text]
     assert not [entry.name for entry in list_rewards() if f"`{entry.name}`" not in text]
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "zh" / "rewards").glob("*.md")), ids=lambda page: page.name)
+def test_chinese_reward_pages_keep_to_one_glossary(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for pattern, word in {"词元": "token", "题目|道题": "提示", "时限": "期限", "方框": "框", "判分": "评分"}.items():
+        assert not re.search(pattern, text), f"write {word} instead of {pattern}"
+    assert not re.search("回溯(?!的正则)", text), "write traceback; 回溯 is what a regular expression does"
+    assert "不是故障" not in text, "write 失败, as failures.md does"
 
 
 def slugs(path: Path) -> set[str]:
