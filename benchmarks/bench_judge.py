@@ -5,8 +5,8 @@
 The server (`judge_stub.py`, a process of its own on the same cores) answers after 2 s. Both sides ask the same
 questions, all at once. The bare loop is set up as the package's documentation says (``DefaultAioHttpClient``, with a
 connection for each call), has no time-outs, and faces a server without faults. The judge faces 1 % of 429, 1 % of
-resets and 1 % of requests that are never answered, with 8 s for each call. Sides take turns after a warm-up; the median of the
-rounds' ratios counts. A task that sleeps 1 ms at a time shows how long the judge's event loop was held up.
+resets and 1 % of requests that are never answered, with 8 s for each call. Sides take turns after a warm-up; the median
+of the rounds' ratios counts. A task that sleeps 1 ms at a time shows how long the judge's event loop was held up.
 """
 
 from __future__ import annotations

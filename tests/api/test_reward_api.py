@@ -75,7 +75,7 @@ async def test_numpy_scalars_are_numbers(pool, kind):
         (np.ones(2), "a ndarray"),
         (1j, "a complex"),
         ({"accuracy": 1.0}, r"without 'reward'; its keys: 'accuracy'"),
-        ({"reward": None}, "under 'reward' a NoneType"),
+        ({"reward": None}, "None under 'reward'"),
         ({"reward": math.nan}, "under 'reward' nan"),
         (RewardResult(math.nan), "RewardResult.value is nan"),
         (RewardResult(1.0, {"a": True}), r"parts\['a'\] is a bool"),

@@ -139,7 +139,8 @@ def test_two_packages_that_claim_a_name_are_an_error_for_that_name(site: Path) -
     with pytest.raises(ConfigError, match=r"package second 1\.2, .*'twice' is claimed by first_fn\.fn and second_fn"):
         get_reward_fn("twice")
     assert get_reward_fn("only_first")(completions="") == 1.0
-    assert innermost(get_reward_fn("gsm8k")).__module__.startswith("areal_x.reward"), "a package cannot replace what is built in"
+    module = innermost(get_reward_fn("gsm8k")).__module__
+    assert module.startswith("areal_x.reward"), "a package cannot replace what is built in"
     assert "reward name 'GSM8K' is claimed by" in reward_list()
 
 
