@@ -2,9 +2,10 @@ r"""Rewards as they are written for verl: for one sample, and for its batch rewa
 
 Command:  cd examples/from_elsewhere && areal-x train --config-name gsm8k data.path=train.jsonl \
           reward.fn=verl:verl_reward.py 'reward.kwargs={format_score: 0.1}'
-Test it:  areal-x reward test verl:verl_reward.py --data train.jsonl --dataset gsm8k
-          (verl's data_source is the name of the data set, unless the data has such a column.)
 For the group: reward.fn=verl:verl_reward.py::compute_score_batched 'reward.kwargs={group: true}'
+
+Try it:   areal-x reward test verl:verl_reward.py --data train.jsonl --dataset gsm8k
+Without a column data_source, that of verl is the name of the data set: data.name in a run, --dataset here.
 """
 
 import re

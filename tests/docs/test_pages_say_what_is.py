@@ -84,7 +84,8 @@ def test_shown_rewards_are_built(page: str, code: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     for own, name in re.findall(r"(\w+\.py)::?(\w+)", code):
-        (tmp_path / own).write_text(f"def {name}(*args, **kwargs):\n    return 0.0\n")
+        with (tmp_path / own).open("a") as file_of_own:
+            file_of_own.write(f"def {name}(*args, **kwargs):\n    return 0.0\n")
     file = tmp_path / "exp.yaml"
     file.write_text(code if "defaults" in yaml.safe_load(code) else "defaults: [gsm8k, _self_]\n" + code)
     has_data = "path" in yaml.safe_load(code).get("data", {})
