@@ -512,6 +512,8 @@ def test_retry_after_is_a_number_or_a_date() -> None:
         "-1": None,
         "soon": None,
         "": None,
+        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT": None,
+        "Wed, 21 Oct 2030 07:28:00 +99999999999999999999": None,
     }
     assert {text: retry_after_seconds(text, now=60.0) for text in cases} == cases
     assert retry_after_seconds("Thu, 01 Jan 1970 00:00:00 GMT", now=60.0) == 0.0

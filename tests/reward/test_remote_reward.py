@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from faulty_server import faulty, serving, started
+from faulty_server import FakeResolver, faulty, serving, started
 
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_api import AsyncRewardWrapper
@@ -123,6 +123,30 @@ async def test_retry_after_is_waited_for_in_full() -> None:
         began = time.monotonic()
         await reward(prompt="p", completions="abc", answer=1)
         assert 0.6 <= time.monotonic() - began < 5.0
+
+
+async def test_a_retry_after_that_no_clock_holds_is_left_aside() -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"})
+
+    async with serving(handle) as port, started(f"http://127.0.0.1:{port}", max_attempts=2) as reward:
+        with pytest.raises(RemoteRewardError, match="max_attempts=2.*HTTP 429"):
+            await reward(prompt="p", completions="abc", answer=1)
+        assert observed(reward.metrics()) == {"http_429": 2}
+        assert_accounted(reward.metrics())
+
+
+async def test_an_exception_that_nobody_foresaw_is_accounted_for() -> None:
+    class Broken(FakeResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+            raise KeyError(host)
+
+    async with started("http://rewards.example.com", resolver=Broken()) as reward:
+        with pytest.raises(KeyError):
+            await reward(prompt="p", completions="abc", answer=1)
+        assert observed(reward.metrics()) == {"unexpected": 1}
+        assert reward.metrics()["cancelled_attempts"] == 0 and reward.metrics()["failed"] == 1
+        assert_accounted(reward.metrics())
 
 
 async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> None:

@@ -147,7 +147,7 @@ class ServersClient:
         """One attempt; how it ends goes to the counts and to the server's record."""
         seconds = max(0.0, min(self._limits.timeout_seconds, until - time.monotonic()))
         self._counts["attempts"] += 1
-        ending: str = "cancelled_attempts"
+        ending: str = "unexpected"
         try:
             result = _read_reply(await self._transport.post(attempt.server.target, body, seconds), read)
             ending = "replies"
@@ -164,6 +164,9 @@ class ServersClient:
                 attempt.server.last_error = str(error)
                 if error.is_answer:
                     self._servers.succeeded(attempt)
+            raise
+        except asyncio.CancelledError:
+            ending = "cancelled_attempts"
             raise
         finally:
             self._counts[ending] += 1

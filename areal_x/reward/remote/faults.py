@@ -11,9 +11,10 @@ __all__ = ["FAULT_KINDS", "AttemptError", "FaultKind", "backoff_seconds", "retry
 
 FaultKind = Literal[
     "connect", "reset", "timeout", "http_429", "http_5xx", "bad_json",
-    "http_4xx", "redirect", "refused", "too_large", "bad_reply",
+    "http_4xx", "redirect", "refused", "too_large", "bad_reply", "unexpected",
 ]  # fmt: skip
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+"""``unexpected``: an exception that is no ``AttemptError``. It goes on to the caller as it is."""
 
 _RETRIED = frozenset({"connect", "reset", "timeout", "http_429", "http_5xx", "bad_json"})
 _SERVER_FAULTS = _RETRIED - {"http_429"}
@@ -57,10 +58,10 @@ def retry_after_seconds(header: str | None, now: float | None = None) -> float |
     if text.replace(".", "", 1).isdecimal() and text.isascii():
         return float(text)
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - (time.time() if now is None else now))
+    return max(0.0, moment - (time.time() if now is None else now))
 
 
 def backoff_seconds(num_faults: int, retry_after: float | None, first: float, longest: float) -> float:
