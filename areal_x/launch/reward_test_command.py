@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from areal_x.launch.reward_check.report import RewardReport
 
 __all__ = ["add_arguments", "run"]
 
@@ -12,6 +16,7 @@ examples:
   areal-x reward test gsm8k --data train.jsonl
   areal-x reward test rewards.py:score --data train.jsonl --limit 20 kwargs.scale=2
   areal-x reward test rewards.py:score --data train.jsonl --completions scored.jsonl --json report.json
+  areal-x reward test ./exp.yaml reward.kwargs.scale=2
 
 exit status: 0 fine, 1 a finding is an error, 2 bad input
 """
@@ -43,9 +48,13 @@ def add_arguments(commands: argparse._SubParsersAction[Any]) -> None:
     command = commands.add_parser(
         "test", help=text, description=text, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.add_argument("spec", metavar="SPEC", help="a name, file.py:function or package.module:function")
-    command.add_argument("overrides", nargs="*", metavar="kwargs.key=value", help="options of the reward")
-    command.add_argument("--data", required=True, metavar="FILE", help="items: .jsonl, .json, .parquet or .csv")
+    command.add_argument("spec", metavar="SPEC", help="a name, file.py:function, package.module:function, or a .yaml")
+    command.add_argument(
+        "overrides", nargs="*", metavar="kwargs.key=value", help="options of the reward; of a .yaml, any key=value"
+    )
+    command.add_argument(
+        "--data", metavar="FILE", help="items: .jsonl, .json, .parquet or .csv; needed but for a .yaml with data.path"
+    )
     command.add_argument(
         "--completions",
         metavar="FILE",
@@ -65,21 +74,54 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError, DataError: bad input.
     """
-    kwargs = _reward_kwargs(arguments.overrides)
-    from areal_x.launch.reward_check.check import check_reward_function
-    from areal_x.launch.reward_check.table import print_report
-
     names = [name.replace("-", "_") for name in _OPTIONS]
     options = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     if "timeout" in options:
         options["timeout_seconds"] = options.pop("timeout")
+    is_config = arguments.spec.endswith((".yaml", ".yml"))
+    reports = _check_config(arguments, options) if is_config else {"": _check_one(arguments, options)}
+    if arguments.json:
+        from areal_x.launch.reward_check.report import write_json
+
+        contents = {name: report.to_dict() for name, report in reports.items()}
+        write_json(arguments.json, contents.get("", contents))
+    if not all(report.ok for report in reports.values()):
+        return 1
+    severities = {finding.severity for report in reports.values() for finding in report.findings}
+    return int(arguments.strict and "warning" in severities)
+
+
+def _check_one(arguments: argparse.Namespace, options: dict[str, Any]) -> RewardReport:
+    from areal_x.api.errors import ConfigError
+
+    kwargs = _reward_kwargs(arguments.overrides)
+    if arguments.data is None:
+        raise ConfigError("which data? add --data FILE, items with a prompt and, where known, an answer")
+    from areal_x.launch.reward_check.check import check_reward_function
+    from areal_x.launch.reward_check.table import print_report
+
     report = check_reward_function(arguments.spec, arguments.data, arguments.completions, kwargs=kwargs, **options)
     print_report(report)
-    if arguments.json:
-        report.write_json(arguments.json)
-    if not report.ok:
-        return 1
-    return int(arguments.strict and any(finding.severity == "warning" for finding in report.findings))
+    return report
+
+
+def _check_config(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, RewardReport]:
+    """A report for each reward of a configuration, by its name in ``reward.rewards``."""
+    from areal_x.launch.reward_check.check import check_reward_function
+    from areal_x.launch.reward_check.configured import configured_rewards
+    from areal_x.launch.reward_check.table import print_report
+
+    reports = {}
+    for number, reward in enumerate(configured_rewards(arguments.spec, arguments.overrides, arguments.data)):
+        report = check_reward_function(
+            reward.function, reward.data, arguments.completions, **(reward.options | options)
+        )
+        report.reward = reward.title
+        if number:
+            sys.stdout.write("\n")
+        print_report(report)
+        reports[reward.name] = report
+    return reports
 
 
 def _reward_kwargs(overrides: list[str]) -> dict[str, Any]:

@@ -113,6 +113,7 @@ async def check_reward_function_async(
     """
     settings = CheckOptions.of(options)
     items = load_check_data(data, settings, settings.limit if completions is None else None)
+    _refuse_a_config(reward)
     function = _reward_function(reward, items.dataset, dict(kwargs or {}))
     report = RewardReport(_label(reward), items, settings)
     pool = ObservedPool(num_workers=settings.workers)
@@ -165,6 +166,14 @@ def _reward_function(reward: Callable[..., Any] | str, dataset: str | None, kwar
     return reward
 
 
+def _refuse_a_config(reward: Callable[..., Any] | str) -> None:
+    if isinstance(reward, str) and reward.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"{reward!r} is a configuration, no reward: give its reward.fn, and each of its reward.rewards by itself; "
+            "the command areal-x reward test takes the file"
+        )
+
+
 def _names(kwargs: Mapping[str, Any]) -> str:
     """What may be shown of options: one may be a key."""
     return ", ".join(kwargs) or "(none)"
@@ -174,7 +183,12 @@ def _wrapped(report: RewardReport, function: Any, pool: ObservedPool) -> AsyncRe
     settings = report.options
     try:
         return AsyncRewardWrapper(
-            function, settings.timeout_seconds, settings.workers, pool=pool, reward_key=settings.reward_key
+            function,
+            settings.timeout_seconds,
+            settings.workers,
+            pool=pool,
+            reward_key=settings.reward_key,
+            group=settings.group,
         )
     except ConfigError as error:
         fix = "write def reward(prompt, completions, prompt_ids, completion_ids, **columns), or fewer of these"

@@ -13,7 +13,7 @@ __all__ = ["CheckOptions"]
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """Options of ``check_reward_function``; the command line has the same names with dashes.
+    """Options of ``check_reward_function``; the command line has most of them, with dashes.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -44,6 +44,8 @@ class CheckOptions:
     """Completions in a group of a group reward. None: all that there are of an item."""
     reward_key: str = "reward"
     """Where the reward is in a returned dict."""
+    group: bool | None = None
+    """Whether it scores whole groups, as ``reward.group``. None: as it is marked."""
     threshold: float = 0.5
     """A score above it counts as a right answer."""
     tokenizer: str | None = None

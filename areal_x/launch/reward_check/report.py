@@ -16,7 +16,19 @@ from areal_x.launch.reward_check.options import CheckOptions
 from areal_x.launch.reward_check.runs import Runs
 from areal_x.launch.reward_check.samples import CheckData, Sample
 
-__all__ = ["RewardReport"]
+__all__ = ["RewardReport", "write_json"]
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write reports as JSON.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @dataclass
@@ -117,10 +129,7 @@ class RewardReport:
         Raises:
             ConfigError: the file cannot be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+        write_json(path, self.to_dict())
 
     def __str__(self) -> str:
         from areal_x.launch.reward_check.table import render_text
