@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from areal_x.reward.words import compatible_form
 
 __all__ = ["Statement", "normalize_choice", "stated_choice"]
 
@@ -65,7 +66,7 @@ def normalize_choice(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text)
+    text = compatible_form(text)
     text = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf)\s?(?=\{)|[*`$]", "", text)
     return re.sub(r"[^\S\n]+", " ", text)
 

@@ -51,11 +51,10 @@ def clevr_count_70k(completions: str, answer: Any, prompt: str = "", *, compat: 
 
 
 def _last_bracketed(text: str) -> str | None:
-    matches = list(_BRACKETED.finditer(text[-20_000:]))
-    for match in reversed(matches):
+    boxed = last_boxed(text)
+    for match in reversed(list(_BRACKETED.finditer(text[-20_000:]))):
         if match.group(1) is not None:
             return str(match.group(1))
-        boxed = last_boxed(text)
         if boxed is not None:
             return boxed.strip("[] ")
     return None

@@ -16,9 +16,8 @@ from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["Geometry3kReward"]
 
-_BRACKETS = re.compile(r"\[([^\]]+)\]")
 _LAST_NUMBER = re.compile(r"-?\d*\.?\d+")
-_SHAPE = re.compile(r"<think>.*</think>.*\\boxed\{.*\}", re.DOTALL)
+_SHAPE = ("<think>", "</think>", "\\boxed{", "}")
 _TAIL = 20_000
 
 
@@ -80,7 +79,7 @@ class Geometry3kReward(MathGrader):
         if not self.format_weight:
             return RewardResult(accuracy, metadata=metadata)
         begun = "<think>" + completions if (prompt or "").rstrip().endswith("<think>") else completions
-        shape = 1.0 if _SHAPE.match(begun) else 0.0
+        shape = float(_has_shape(begun))
         value = (1.0 - self.format_weight) * accuracy + self.format_weight * shape
         return RewardResult(value, parts={"accuracy": accuracy, "format": shape}, metadata=metadata)
 
@@ -109,18 +108,45 @@ def _last_marked_answer(text: str) -> FoundAnswer | None:
     if boxed is not None and boxed.source == "boxed":
         behind = tail[tail.rfind("\\boxed") :]
         behind = behind[behind.find(boxed.text) + len(boxed.text) :] if boxed.text in behind else ""
-        later = [match.group(1) for match in _BRACKETS.finditer(behind) if re.search(r"\w", match.group(1))]
+        later = [content for content in _bracketed(behind) if re.search(r"\w", content)]
         return FoundAnswer(later[-1].strip(), "bracket") if later else boxed
-    brackets = [match.group(1).strip() for match in _BRACKETS.finditer(tail)]
-    if brackets and brackets[-1]:
-        return FoundAnswer(brackets[-1], "bracket")
+    brackets = _bracketed(tail)
+    if brackets and brackets[-1].strip():
+        return FoundAnswer(brackets[-1].strip(), "bracket")
     number = last_number(text)
     return FoundAnswer(number.replace("\\$", "").replace("$", ""), "number") if number is not None else None
 
 
+def _bracketed(text: str) -> list[str]:
+    r"""What ``\[([^\]]+)\]`` finds, in linear time where no bracket closes."""
+    found = []
+    opened = text.find("[")
+    while opened >= 0:
+        closed = text.find("]", opened)
+        if closed < 0:
+            break
+        if closed > opened + 1:
+            found.append(text[opened + 1 : closed])
+        opened = text.find("[", closed)
+    return found
+
+
+def _has_shape(text: str) -> bool:
+    """Whether a text that begins with the first mark has the others behind it in their order."""
+    if not text.startswith(_SHAPE[0]):
+        return False
+    position = 0
+    for mark in _SHAPE:
+        position = text.find(mark, position)
+        if position < 0:
+            return False
+        position += len(mark)
+    return True
+
+
 def _areal_extract(text: str) -> str:
-    brackets = _BRACKETS.findall(text)
+    brackets = _bracketed(text)
     if brackets:
-        return str(brackets[-1])
+        return brackets[-1]
     numbers = _LAST_NUMBER.findall(text.replace(",", ""))
     return str(numbers[-1]) if numbers else ""
