@@ -10,8 +10,15 @@ import re
 from collections import deque
 from fractions import Fraction
 
-__all__ = ["after_thinking", "last_boxed", "last_marked", "last_number", "parse_number"]
+__all__ = ["after_thinking", "last_boxed", "last_marked", "last_number", "parse_number", "without_open_thought"]
 
+_THOUGHT_NAMES = ("think", "thinking", "thought", "reasoning")
+_BRACKETED_THOUGHT = "THINK"
+_THOUGHT_TAG = re.compile(
+    rf"[<◁\[]\|?\s{{0,3}}(/?)\s{{0,3}}({'|'.join(_THOUGHT_NAMES)})\s{{0,3}}\|?[>▷\]]", re.IGNORECASE
+)
+"""``<think>``, ``</Thinking >``, ``<|think|>``, ``◁think▷``, ``[THINK]``; bounds on the blanks keep it linear."""
+_LONGEST_TAG = 30
 _BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -30,13 +37,49 @@ MAX_NUMBER_LENGTH = 128
 
 
 def after_thinking(completion: str, prompt: str = "") -> str | None:
-    """The text after the last ``</think>``; ``None`` inside an unfinished thought, which the prompt may have begun."""
-    closed = completion.rfind("</think>")
-    if completion.rfind("<think>") > closed:
-        return None
-    if closed >= 0:
-        return completion[closed + len("</think>") :]
-    return None if prompt.rstrip().endswith("<think>") else completion
+    """The text after the last ``</think>``; ``None`` inside an unfinished thought, which the prompt may have begun.
+
+    The tags are ``think``, ``thinking``, ``thought`` and ``reasoning`` in any case, also as ``<|think|>`` and
+    ``◁think▷``, and ``[THINK]``. A thought ends at the last tag of its own name.
+    """
+    tags = _thought_tags(completion)
+    opened = _open_thought(prompt)
+    thought = opened[1] if opened is not None else None
+    begin = 0
+    while tags or thought:
+        name = thought or tags[0][0]
+        ends = [end for other, closes, end in tags if closes and other == name]
+        if not ends:
+            return None
+        begin, thought = ends[-1], None
+        tags = [tag for tag in tags if tag[2] > begin]
+    return completion[begin:]
+
+
+def without_open_thought(prompt: str) -> str:
+    """The prompt without the tag at its end that begins a thought, if it has one."""
+    opened = _open_thought(prompt)
+    return prompt if opened is None else prompt[: opened[0]]
+
+
+def _open_thought(prompt: str) -> tuple[int, str] | None:
+    """Where the tag at the end of the prompt begins, and its name; None if the prompt begins no thought."""
+    stripped = prompt.rstrip()
+    for match in _THOUGHT_TAG.finditer(stripped, max(0, len(stripped) - _LONGEST_TAG)):
+        if match.end() == len(stripped) and _is_tag(match) and not match.group(1):
+            return match.start(), match.group(2).lower()
+    return None
+
+
+def _thought_tags(text: str) -> list[tuple[str, bool, int]]:
+    """The name of each tag, whether it closes, and where it ends."""
+    tags = _THOUGHT_TAG.finditer(text)
+    return [(tag.group(2).lower(), bool(tag.group(1)), tag.end()) for tag in tags if _is_tag(tag)]
+
+
+def _is_tag(match: re.Match[str]) -> bool:
+    # "[thought]" is prose, and so is "[Think]".
+    return not match.group().startswith("[") or match.group(2) == _BRACKETED_THOUGHT
 
 
 def last_boxed(text: str) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from areal_x.api.errors import ConfigError
-from areal_x.reward.answers import after_thinking, last_boxed
+from areal_x.reward.answers import after_thinking, last_boxed, without_open_thought
 from areal_x.reward.math.slime_strings import boxed_content
 from areal_x.reward.options import check_choice
 from areal_x.reward.registry import BOXED, IN_A_BOX, RewardEntry, find_reward, get_reward_fn, offer
@@ -71,7 +71,7 @@ class BoxedReward:
                 del sample["prompt"]
             elif self.compat is None:
                 # The thought has been dealt with; a prompt that begins one would make the answer a part of it.
-                sample["prompt"] = prompt.rstrip().removesuffix("<think>")
+                sample["prompt"] = without_open_thought(prompt)
         return sample
 
 
