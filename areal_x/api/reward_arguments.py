@@ -79,9 +79,6 @@ class RewardArguments:
                 accepted.add(parameter.name)
                 if parameter.default is parameter.empty:
                     required.append(parameter.name)
-        if "completion" in accepted and not takes_any and not accepted.intersection(_TEXTS):
-            text = f"reward {name} takes 'completion'; what the model wrote comes as 'completions'"
-            raise ConfigError(f"{text} (and its token ids as 'completion_ids')")
         return cls(name, None if takes_any else frozenset(accepted), frozenset(accepted), tuple(required), bound)
 
     def takes(self, name: str) -> bool:
@@ -119,6 +116,11 @@ class RewardArguments:
         taken = sorted(names & (reserved | {"self"}))
         if taken:
             raise DataError(f"column {taken[0]!r} of the data has the name of a reward argument; rename or drop it")
+        if "completion" in names & self.named and not self.named.intersection(_TEXTS):
+            raise DataError(
+                f"reward {self.name} takes 'completion', which is a column of this data; what the model wrote comes as "
+                "'completions'"
+            )
         missing = [name for name in self.required if name not in names and name not in reserved]
         if missing:
             raise DataError(

@@ -86,7 +86,7 @@ def _check_functions(config: ExperimentConfig) -> None:
 
 def _check_reward_names(config: ExperimentConfig) -> None:
     """Every reward is known, and takes its options, before anything starts."""
-    from areal_x.trainer.rewards import reward_function
+    from areal_x.reward.configured import reward_function
 
     parts: dict[str, RewardConfig | RewardPartConfig] = {**config.reward.rewards} or {"": config.reward}
     for name, part in parts.items():

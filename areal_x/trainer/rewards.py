@@ -7,15 +7,15 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
+from areal_x.api.config import ExperimentConfig, RewardConfig
 from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import load_object
+from areal_x.api.import_paths import load_object, split_library
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.reward_api import AsyncRewardWrapper
 from areal_x.api.reward_base import Reward
 from areal_x.api.reward_set import RewardSet, WeightedReward
 from areal_x.process_pool import ProcessPool
-from areal_x.reward.registry import get_reward_fn, split_library
+from areal_x.reward.configured import reward_function
 from areal_x.rollout.dataset import Items
 from areal_x.rollout.post_process import PostProcessHook, PostProcessor
 
@@ -24,34 +24,8 @@ __all__ = [
     "check_group_size",
     "check_items",
     "make_post_process",
-    "reward_function",
     "start_reward",
 ]
-
-
-def reward_function(name: str, reward: RewardConfig | RewardPartConfig, dataset: str | None) -> Callable[..., Any]:
-    """The function of a single reward (``name`` empty), or of one of several.
-
-    Args:
-        name: its key in ``reward.rewards``; without ``fn`` it names a built-in reward, ``accuracy`` the one of
-            ``dataset``.
-
-    Raises:
-        ConfigError: an unknown name, or an option that the reward does not take.
-    """
-    fn = reward.fn if reward.fn is not None or name in ("", "accuracy") else name
-    # The adapters of other libraries have to know themselves whether they are called with whole groups.
-    is_adapted = fn is not None and split_library(fn)[0] is not None
-    group = {"group": reward.group} if is_adapted and reward.group is not None else {}
-    try:
-        return get_reward_fn(fn, dataset=dataset, **(group | reward.kwargs))
-    except ConfigError as error:
-        if not name:
-            raise
-        text = str(error)
-        for key in ("fn", "kwargs"):
-            text = text.replace(f"reward.{key}", f"reward.rewards.{name}.{key}")
-        raise ConfigError(text) from error
 
 
 def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -> Reward:

@@ -13,8 +13,8 @@ import yaml
 
 from areal_x.api.import_paths import is_import_path, split_library
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree
+from areal_x.reward.configured import reward_function
 from areal_x.rollout.dataset import dataset_name
-from areal_x.trainer.rewards import reward_function
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -10,7 +10,7 @@ from trainer_runs import TINY, FinishedRun, run_command, values
 
 from areal_x.api.config import RewardConfig, RewardPartConfig
 from areal_x.api.errors import ConfigError
-from areal_x.trainer.rewards import reward_function
+from areal_x.reward.configured import reward_function
 
 REWARDS = '''
 from areal_x.api import RewardResult, group_reward

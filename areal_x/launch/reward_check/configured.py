@@ -9,8 +9,8 @@ from typing import Any
 from areal_x.api.config import RewardConfig, RewardPartConfig
 from areal_x.api.errors import ConfigError
 from areal_x.launch.compose import ConfigSource, compose_config
+from areal_x.reward.configured import reward_function
 from areal_x.rollout.dataset import dataset_name
-from areal_x.trainer.rewards import reward_function
 
 __all__ = ["ConfiguredReward", "configured_rewards"]
 
