@@ -12,8 +12,9 @@ import ipaddress
 import json
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.reward_api import AsyncRewardWrapper
+from areal_x.api.reward_records import RewardError
 from areal_x.reward.remote import RemoteReward, RemoteRewardError
 from areal_x.reward.remote.addresses import address_kind
 from areal_x.reward.remote.faults import backoff_seconds, retry_after_seconds
@@ -172,6 +174,10 @@ BAD_URLS = [
     (" http://example.com/", "printable ASCII"),
     ("http://bücher.de/", "its xn-- form"),
     ("file:///etc/passwd", "not an http:// or https:// URL"),
+    ("user:pw-5ecret@example.com", "not an http:// or https:// URL"),
+    ("http//user:pw-5ecret@example.com", "not an http:// or https:// URL"),
+    ("http://user:pw-5ecret/x@example.com/", "an '@' in a URL that cannot be read"),
+    ("http://pw-5ecret-/x@example.com/", "an '@' in a URL that cannot be read"),
     ("gopher://127.0.0.1/", "not an http:// or https:// URL"),
     ("//example.com/", "not an http"),
     ("http:example.com", "not an http"),
@@ -273,7 +279,9 @@ async def inside() -> AsyncIterator[Inside]:
 async def public_server(location: str, status: int = 307) -> AsyncIterator[int]:
     async def handle(request: web.Request) -> web.Response:
         if request.path == "/final":
-            return web.json_response({"reward": 0.5, "headers": dict(request.headers)})
+            headers = dict(request.headers)
+            has_secrets = (headers.get("Authorization"), headers.get("X-Key")) == (f"Bearer {SECRET}", SECRET)
+            return web.json_response({"reward": 0.5, "has_secrets": has_secrets, "headers": headers})
         return web.Response(status=status, headers={"Location": location})
 
     async with serving(handle, PUBLIC) as port:
@@ -443,7 +451,8 @@ async def test_redirects_are_followed_to_allowed_hosts_and_secrets_stay_at_home(
     url = f"http://{PUBLIC}:{{}}/a"
     async with public_server("/final") as port, started(url.format(port), max_redirects=1, **secret) as reward:
         result = await reward(prompt="p", completions="c", answer=1)
-        assert result["headers"]["Authorization"] == f"Bearer {SECRET}" and result["headers"]["X-Key"] == SECRET
+        assert result["has_secrets"]
+        assert result["headers"]["Authorization"] == result["headers"]["X-Key"] == "<secret>"
     async with public_server(inside_url) as port:
         # An unguarded client drops Authorization there, and hands over any other secret header.
         await bare_post(f"http://{PUBLIC}:{port}/a", headers={"X-Key": SECRET})
@@ -482,14 +491,14 @@ async def test_secrets_appear_in_no_error_and_no_repr(status: int, monkeypatch: 
     monkeypatch.setenv("REWARD_TOKEN", SECRET)
 
     async def echo(request: web.Request) -> web.Response:
-        return web.Response(status=status, text=f"denied: {request.headers['Authorization']}")
+        return web.Response(status=status, text=f"no Bearer? denied: {request.headers['Authorization']}")
 
     async with serving(echo) as port:
         url = f"http://127.0.0.1:{port}/score?api_key={SECRET}"
         options: dict[str, Any] = {"headers_env": {"Authorization": "Bearer {REWARD_TOKEN}"}, "max_attempts": 2}
         async with started(url, **options) as reward:
             outcome = await AsyncRewardWrapper(reward).outcome("p", "c", answer=1)
-            assert outcome.status == "error" and "denied: <secret>" in str(outcome.error)
+            assert outcome.status == "error" and "no Bearer? denied: <secret>" in str(outcome.error)
             shown = [
                 str(outcome),
                 repr(reward),
@@ -498,6 +507,89 @@ async def test_secrets_appear_in_no_error_and_no_repr(status: int, monkeypatch: 
                 json.dumps(reward.metrics()),
             ]
             assert not [text for text in shown if SECRET in text]
+
+
+REPEATS: dict[str, Callable[[str], web.Response]] = {
+    # what the server does with the secret -> its response
+    "a string": lambda key: web.json_response(f"denied: {key}"),
+    "a string in JSON of its own": lambda key: web.Response(body=json.dumps(key).encode().replace(b"v", b"\\u0076")),
+    "a list": lambda key: web.json_response(["x" * 60, key]),
+    "the name of a key": lambda key: web.json_response({key: 1, "reward": 2}),
+    "capitals": lambda key: web.Response(status=400, text=key.upper()),
+    "percent signs": lambda key: web.Response(status=400, text=quote(key)),
+    "JSON in an error": lambda key: web.json_response({"error": key}, status=400),
+    "the encoding": lambda key: web.Response(headers={"Content-Encoding": key}, body=b"1"),
+    "a long encoding": lambda key: web.Response(headers={"Content-Encoding": "x" * 30 + key}, body=b"1"),
+    "a host": lambda key: web.Response(status=307, headers={"Location": f"http://{key}.example.com/"}),
+    "a host in pieces": lambda key: web.Response(status=307, headers={"Location": f"http://{key[:9]}\t{key[9:]}.a.com/"}),
+    "no host": lambda key: web.Response(status=307, headers={"Location": f"http://{'x' * 70}{key}?/"}),
+    "no URL": lambda key: web.Response(status=307, headers={"Location": f"gopher:{'x' * 25}{key}"}),
+    "over and over": lambda key: web.Response(status=500, text=key * 100),
+    "over and over with accents": lambda key: web.Response(status=500, text=("é" * 7 + key) * 100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key", ["tOkEn-val9x.Q7_zW", 'to"k\\en-val9x/Q7+zW', "tOkEnval" * 400], ids=["word", "escaped", "long"]
+)
+@pytest.mark.parametrize("way", REPEATS)
+async def test_no_way_of_repeating_a_secret_shows_a_part_of_it(
+    way: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(key) > 100 and "host" in way:
+        key = key[:100]
+    monkeypatch.setenv("REWARD_TOKEN", key)
+
+    async def repeat(request: web.Request) -> web.Response:
+        return REPEATS[way](request.headers["X-Key"])
+
+    async with serving(repeat) as port:
+        options: dict[str, Any] = {"headers_env": {"X-Key": "REWARD_TOKEN"}, "max_attempts": 2, "max_redirects": 1}
+        options["shape"] = "openrlhf" if "name" in way else "slime"
+        async with started(f"http://127.0.0.1:{port}/", **options) as reward:
+            with pytest.raises(RewardError) as caught:
+                await reward(prompt="p", completions="c", answer=1)
+    assert_holds_no_part(str(caught.value), key)
+
+
+def assert_holds_no_part(shown: str, key: str) -> None:
+    parts = {part.lower() for form in (key, quote(key)) for part in (form[i : i + 5] for i in range(len(form) - 4))}
+    assert not [part for part in parts if part in shown.replace("<secret>", "").lower()], shown
+
+
+@pytest.mark.parametrize("offset", range(260, 301, 4))
+async def test_a_secret_across_the_cut_of_an_error_is_hidden_whole(
+    offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", SECRET)
+
+    async def late(request: web.Request) -> web.Response:
+        return web.Response(status=400, text="." * offset + request.headers["X-Key"] + "." * 5000)
+
+    options = {"headers_env": {"X-Key": "REWARD_TOKEN"}}
+    async with serving(late) as port, started(f"http://127.0.0.1:{port}/", **options) as reward:
+        with pytest.raises(RemoteRewardError, match="[.]" * 260) as caught:
+            await reward(prompt="p", completions="c", answer=1)
+    assert_holds_no_part(str(caught.value), SECRET)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("shape", ["slime", "openrlhf"])
+async def test_a_secret_in_a_reward_does_not_reach_the_records(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", SECRET)
+
+    async def debug(request: web.Request) -> web.Response:
+        seen = {"headers": [f"got {request.headers['Authorization']}"], SECRET: 1, "length": 3}
+        return web.json_response(
+            {"reward": 0.5, "debug": seen} if shape == "slime" else {"rewards": [0.5], "extra_logs": {"debug": seen}}
+        )
+
+    async with serving(debug) as port:
+        options: dict[str, Any] = {"headers_env": {"Authorization": "Bearer {REWARD_TOKEN}"}, "shape": shape}
+        async with started(f"http://127.0.0.1:{port}/", **options) as reward:
+            result = await reward(prompt="p", completions="c", answer=1)
+            assert result["reward"] == 0.5
+            assert result["debug"] == {"headers": ["got <secret>"], "<secret>": 1, "length": 3}
 
 
 # ---- The pure parts of trying again ----

@@ -130,7 +130,7 @@ async def test_a_retry_after_that_no_clock_holds_is_left_aside() -> None:
         return web.Response(status=429, headers={"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"})
 
     async with serving(handle) as port, started(f"http://127.0.0.1:{port}", max_attempts=2) as reward:
-        with pytest.raises(RemoteRewardError, match="max_attempts=2.*HTTP 429"):
+        with pytest.raises(RemoteRewardError, match=r"max_attempts=2.*HTTP 429"):
             await reward(prompt="p", completions="abc", answer=1)
         assert observed(reward.metrics()) == {"http_429": 2}
         assert_accounted(reward.metrics())
@@ -190,6 +190,14 @@ REPLIES: list[tuple[str, bytes, str]] = [
     ("slime", b"[0.5]", "list"),
     ("slime", b"[" * 100_000, "nested too deep"),
     ("slime", b"9" * 5000, "cannot be read"),
+    ("slime", b'{"a": ' * 300 + b"1" + b"}" * 300, "nested too deep"),
+    ("slime", b'{"reward": 1, "a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deep"),
+    ("slime", b'{"a": ' * 50 + b"1" + b"}" * 50, "{'a': " * 50 + "1"),
+    ("slime", b'{"reward": 1' + b"0" * 400 + b"}", "no float holds"),
+    ("slime", b"-1" + b"0" * 400, "no float holds"),
+    ("slime", b'{"reward": 0, "reward": 1}', "a key stands twice"),
+    ("slime", b'{"reward": 0, "a": [{"b": 1, "b": 1}]}', "a key stands twice"),
+    ("openrlhf", b'{"rewards": [0], "rewards": [1]}', "a key stands twice"),
     ("slime", b"<html>welcome</html>", "not JSON"),
     ("slime", b"", "not JSON"),
     ("slime", b"\xff\xfe0", "not JSON"),
@@ -250,7 +258,10 @@ async def test_endless_and_compressed_replies_are_refused() -> None:
 
 async def test_a_label_that_json_cannot_carry_is_an_error_of_the_data() -> None:
     async with faulty() as server, started(server.url) as reward:
-        for label in (float("nan"), object()):
+        deep: list[Any] = []
+        for _ in range(5000):
+            deep = [deep]
+        for label in (float("nan"), object(), deep):
             with pytest.raises(DataError, match="label column cannot be written"):
                 await reward(prompt="p", completions="c", answer=label)
         assert server.requests == []
@@ -464,6 +475,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"headers_env": {"Authorization": "AREAL_X_NO_SUCH_VARIABLE"}}, "AREAL_X_NO_SUCH_VARIABLE is not set"),
     ({"headers_env": {"A b": "HOME"}}, "'A b' is not the name of an HTTP header"),
     ({"headers_env": {"A": "Bearer sk-123"}}, "headers_env.A must name an environment variable"),
+    ({"headers_env": {"A": "mysecrettoken123"}}, "headers_env.A must name an environment variable in capitals"),
+    ({"headers_env": {"A": "Bearer {mysecrettoken123}"}}, "headers_env.A must name an environment variable in capital"),
+    ({"headers_env": {"A": 123456789}}, "headers_env.A must name an environment variable in capitals"),
+    ({"urls": "user:pw-5ecret@host"}, "not an http:// or https:// URL"),
+    ({"allowed_hosts": ["user:pw-5ecret@a"]}, "allowed_hosts holds names, host:port"),
+    ({"allowed_hosts": ["pw-5ecret@a"]}, "allowed_hosts holds names, host:port"),
     ({"allowed_hosts": ["b"]}, "http://a:80 is not in allowed_hosts"),
     ({"allowed_hosts": ["http://a/"]}, "allowed_hosts holds names, host:port"),
 ]  # fmt: skip
@@ -473,7 +490,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
 def test_bad_options_are_told_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
         RemoteReward(**({"urls": "http://a/x"} | options))
-    assert "sk-123" not in str(caught.value)
+    shown = [secret for secret in ("sk-123", "mysecret", "123456789", "5ecret") if secret in str(caught.value)]
+    assert not shown
 
 
 async def test_the_example_server_gives_the_same_rewards_in_both_shapes() -> None:

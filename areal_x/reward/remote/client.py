@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from areal_x.api.reward_records import RewardError, RewardTimeoutError
-from areal_x.reward.remote.faults import FAULT_KINDS, AttemptError, backoff_seconds
-from areal_x.reward.remote.messages import ReplyError, TruncatedReplyError
+from areal_x.reward.remote.faults import FAULT_KINDS, SHOWN_CHARACTERS, AttemptError, backoff_seconds
+from areal_x.reward.remote.messages import ReplyError, TruncatedReplyError, parse_json
+from areal_x.reward.remote.secret_headers import SecretHeaders
 from areal_x.reward.remote.servers import Attempt, Server, ServerSet
 from areal_x.reward.remote.urls import Target
 
@@ -49,9 +50,12 @@ class CallLimits:
 class ServersClient:
     """Calls to a set of servers; belongs to the event loop that ``transport`` was made on."""
 
-    def __init__(self, targets: Sequence[Target], limits: CallLimits, transport: HttpTransport) -> None:
+    def __init__(
+        self, targets: Sequence[Target], limits: CallLimits, transport: HttpTransport, secrets: SecretHeaders
+    ) -> None:
         self._limits = limits
         self._transport = transport
+        self._secrets = secrets
         self._servers = ServerSet(targets, limits.cooldown_seconds)
         self._slots = asyncio.Semaphore(limits.max_concurrent)
         self._probe_ended = asyncio.Event()
@@ -74,11 +78,11 @@ class ServersClient:
             totals[f"server_{index}/failures"] = float(server.failures)
         return totals
 
-    async def ask(self, body: bytes, read: Callable[[bytes], Any]) -> Any:
-        """Send ``body`` and return what ``read`` makes of the reply.
+    async def ask(self, body: bytes, read: Callable[[Any], Any]) -> Any:
+        """Send ``body`` and return what ``read`` makes of the JSON value that is replied.
 
         Args:
-            read: raises ``TruncatedReplyError`` (asked again) or ``ReplyError`` (given up).
+            read: raises ``ReplyError`` for a value that is no reward.
 
         Raises:
             RemoteRewardError: no server gave a reward.
@@ -100,7 +104,7 @@ class ServersClient:
         finally:
             self._counts[ending] += 1
 
-    async def _try_servers(self, body: bytes, read: Callable[[bytes], Any]) -> Any:
+    async def _try_servers(self, body: bytes, read: Callable[[Any], Any]) -> Any:
         """Attempt after attempt. A fault makes this call, and no other, leave that server alone for a while."""
         limits = self._limits
         until = time.monotonic() + limits.deadline_seconds
@@ -143,13 +147,13 @@ class ServersClient:
                     await self._probe_ended.wait()
         return None
 
-    async def _try(self, attempt: Attempt, body: bytes, read: Callable[[bytes], Any], until: float) -> Any:
+    async def _try(self, attempt: Attempt, body: bytes, read: Callable[[Any], Any], until: float) -> Any:
         """One attempt; how it ends goes to the counts and to the server's record."""
         seconds = max(0.0, min(self._limits.timeout_seconds, until - time.monotonic()))
         self._counts["attempts"] += 1
         ending: str = "unexpected"
         try:
-            result = _read_reply(await self._transport.post(attempt.server.target, body, seconds), read)
+            result = self._read_reply(await self._transport.post(attempt.server.target, body, seconds), read)
             ending = "replies"
             self._servers.succeeded(attempt)
             return result
@@ -175,11 +179,11 @@ class ServersClient:
                 self._probe_ended.set()
                 self._probe_ended = asyncio.Event()
 
-
-def _read_reply(body: bytes, read: Callable[[bytes], Any]) -> Any:
-    try:
-        return read(body)
-    except TruncatedReplyError as error:
-        raise AttemptError("bad_json", str(error)) from None
-    except ReplyError as error:
-        raise AttemptError("bad_reply", str(error)) from None
+    def _read_reply(self, body: bytes, read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of the reply. Secrets are hidden first: all that is read goes into results and errors."""
+        try:
+            return read(self._secrets.hide_in(parse_json(body)))
+        except TruncatedReplyError as error:
+            raise AttemptError("bad_json", str(error)) from None
+        except ReplyError as error:
+            raise AttemptError("bad_reply", self._secrets.hide(str(error), SHOWN_CHARACTERS)) from None

@@ -7,7 +7,7 @@ import random
 import time
 from typing import Literal, get_args
 
-__all__ = ["FAULT_KINDS", "AttemptError", "FaultKind", "backoff_seconds", "retry_after_seconds"]
+__all__ = ["FAULT_KINDS", "SHOWN_CHARACTERS", "AttemptError", "FaultKind", "backoff_seconds", "retry_after_seconds"]
 
 FaultKind = Literal[
     "connect", "reset", "timeout", "http_429", "http_5xx", "bad_json",
@@ -15,6 +15,9 @@ FaultKind = Literal[
 ]  # fmt: skip
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 """``unexpected``: an exception that is no ``AttemptError``. It goes on to the caller as it is."""
+
+SHOWN_CHARACTERS = 300
+"""Of what a server sent, this much goes into an error."""
 
 _RETRIED = frozenset({"connect", "reset", "timeout", "http_429", "http_5xx", "bad_json"})
 _SERVER_FAULTS = _RETRIED - {"http_429"}

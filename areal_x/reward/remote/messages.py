@@ -17,11 +17,15 @@ from areal_x.api.errors import DataError
 __all__ = ["ReplyError", "TruncatedReplyError", "openrlhf_body", "openrlhf_results", "parse_json", "slime_body",
            "slime_result"]  # fmt: skip
 
+_DEEPEST = 100
+"""Levels of a reply; the records that it goes into are read and written by recursion."""
+
 Result = float | int | dict[str, Any] | None
 
 
 class ReplyError(ValueError):
-    """A reply that is complete and is not a reward; asking again would not help."""
+    """A reply that is complete and is not a reward; asking again would not help. The text may quote all of the reply:
+    it has yet to be cut, after the secrets in it are hidden."""
 
 
 class TruncatedReplyError(ValueError):
@@ -51,7 +55,7 @@ def openrlhf_body(prompt: str, completions: Sequence[str], label: Any) -> bytes:
 def _dump(content: dict[str, Any]) -> bytes:
     try:
         return json.dumps(content, allow_nan=False, default=_plain).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"a reward server gets JSON, and the label column cannot be written as such: {error}") from None
 
 
@@ -62,14 +66,20 @@ def _plain(value: Any) -> Any:
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a reply. NaN, infinities and numbers beyond a float are refused.
+    """The value of a reply. NaN, infinities, numbers beyond a float and keys that stand twice are refused.
 
     Raises:
         TruncatedReplyError: the body is not JSON.
-        ReplyError: it is, with a number that is none, or nested without end.
+        ReplyError: it is, with a number that is none, an ambiguous key, or nested more than 100 deep.
     """
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(
+            body.decode(),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_unique,
+        )
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise TruncatedReplyError(f"the reply of {len(body)} bytes is not JSON, or was cut off") from None
     except RecursionError:
@@ -78,16 +88,44 @@ def parse_json(body: bytes) -> Any:
         raise
     except ValueError as error:  # An integer of thousands of digits.
         raise ReplyError(f"the reply holds a number that cannot be read: {error}") from None
+    if body.count(b"[") + body.count(b"{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise ReplyError(f"the reply is nested too deep, more than {_DEEPEST} levels")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects stand inside each other, without recursion."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ReplyError("a key stands twice in one object of the reply, which readers understand differently")
+    return found
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ReplyError(f"the reply holds {text}, expected finite numbers")
+    raise ReplyError(f"expected finite numbers, the reply holds {text}")
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    try:
+        float(number)
+    except OverflowError:
+        raise ReplyError(f"the reply holds an integer of {len(text)} digits, which no float holds") from None
+    return number
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ReplyError(f"the reply holds {text[:40]}, expected finite numbers")
+        raise ReplyError(f"expected finite numbers, the reply holds {text}")
     return number
 
 
@@ -99,7 +137,7 @@ def slime_result(reply: Any) -> Result:
     """
     if reply is None or isinstance(reply, dict) or _is_number(reply):
         return reply
-    raise ReplyError(f"the reply is a {_kind(reply)} ({json.dumps(reply)[:80]}), expected a number or an object")
+    raise ReplyError(f"expected a number or an object, the reply is a {_kind(reply)}: {json.dumps(reply)}")
 
 
 def openrlhf_results(reply: Any, count: int) -> list[Result]:
@@ -111,7 +149,7 @@ def openrlhf_results(reply: Any, count: int) -> list[Result]:
         ReplyError: no ``rewards``, not as many as queries, or something that is not a number.
     """
     if not isinstance(reply, dict) or "rewards" not in reply:
-        shown = f"an object with the keys {sorted(reply)[:10]}" if isinstance(reply, dict) else f"a {_kind(reply)}"
+        shown = f"an object with the keys {sorted(reply)}" if isinstance(reply, dict) else f"a {_kind(reply)}"
         raise ReplyError(f"the reply is {shown}, expected an object with 'rewards'")
     rewards = _column(reply["rewards"], count, "rewards")
     scores = _column(reply["scores"], count, "scores") if reply.get("scores") is not None else rewards

@@ -12,7 +12,7 @@ from areal_x.api.reward_arguments import GROUP_ARGUMENTS
 from areal_x.api.reward_records import RewardError
 from areal_x.reward.registry import register_reward
 from areal_x.reward.remote.client import CallLimits, ServersClient
-from areal_x.reward.remote.messages import openrlhf_body, openrlhf_results, parse_json, slime_body, slime_result
+from areal_x.reward.remote.messages import openrlhf_body, openrlhf_results, slime_body, slime_result
 from areal_x.reward.remote.secret_headers import SecretHeaders
 from areal_x.reward.remote.urls import HostPolicy, Target, TargetError, parse_url
 
@@ -104,7 +104,7 @@ class RemoteReward:
 
         if self._client is None:
             transport = HttpTransport(self._policy, self._secrets, *self._transport_options)
-            self._client = ServersClient(self._targets, self._limits, transport)
+            self._client = ServersClient(self._targets, self._limits, transport, self._secrets)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -138,16 +138,12 @@ class RemoteReward:
         self.check_columns(columns)
         label = None if self.label_key is None else columns[self.label_key]
         if self.shape == "slime":
-            return await self._client.ask(slime_body(prompt, completions, label), _read_slime)
+            return await self._client.ask(slime_body(prompt, completions, label), slime_result)
         texts = list(completions) if self.is_group_reward else [completions]
         results = await self._client.ask(
-            openrlhf_body(prompt, texts, label), lambda body: openrlhf_results(parse_json(body), len(texts))
+            openrlhf_body(prompt, texts, label), lambda reply: openrlhf_results(reply, len(texts))
         )
         return results if self.is_group_reward else results[0]
-
-
-def _read_slime(body: bytes) -> Any:
-    return slime_result(parse_json(body))
 
 
 def _check_limits(limits: CallLimits, max_response_bytes: int, max_redirects: int) -> None:

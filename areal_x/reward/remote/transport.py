@@ -11,13 +11,12 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from areal_x.reward.remote.faults import AttemptError, retry_after_seconds
+from areal_x.reward.remote.faults import SHOWN_CHARACTERS, AttemptError, retry_after_seconds
 from areal_x.reward.remote.secret_headers import SecretHeaders
 from areal_x.reward.remote.urls import HostPolicy, Target, TargetError, check_address, parse_url
 
 __all__ = ["CheckedResolver", "HttpTransport"]
 
-_SHOWN_BYTES = 300
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
@@ -99,8 +98,8 @@ class HttpTransport:
         except aiohttp.ClientConnectorError as error:
             raise AttemptError("connect", f"cannot connect: {self._secrets.hide(str(error))}") from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            shown = f"{type(error).__name__}: {self._secrets.hide(str(error))}"
-            raise AttemptError("reset", f"the connection broke: {shown[:_SHOWN_BYTES]}") from None
+            shown = self._secrets.hide(f"{type(error).__name__}: {error}", SHOWN_CHARACTERS)
+            raise AttemptError("reset", f"the connection broke: {shown}") from None
 
     async def _post(self, target: Target, body: bytes) -> bytes:
         start = target
@@ -120,7 +119,10 @@ class HttpTransport:
 
     def _redirected(self, target: Target, response: aiohttp.ClientResponse, hop: int) -> Target:
         """Where a redirect leads, checked like a configured URL."""
-        location, status = response.headers.get("Location", ""), response.status
+        location, status = response.headers.get("Location", "").replace("\t", ""), response.status
+        if self._secrets.hide(location) != location:
+            text = f"HTTP {status}, a redirect that is not followed: its URL holds a secret of headers_env"
+            raise AttemptError("redirect", text)
         try:
             new = parse_url(urljoin(target.url, location))
         except ValueError as error:
@@ -141,8 +143,9 @@ class HttpTransport:
 
     async def _raise_status(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
-        start = await self._read_start(response, _SHOWN_BYTES)
-        text = f"HTTP {status} {self._secrets.hide(start.decode(errors='replace'))}".strip()
+        start = await self._read_start(response, SHOWN_CHARACTERS + self._secrets.longest)
+        limit = len(start[:SHOWN_CHARACTERS].decode(errors="replace"))
+        text = f"HTTP {status} {self._secrets.hide(start.decode(errors='replace'), limit)}".strip()
         if status == 429:
             raise AttemptError("http_429", text, retry_after_seconds(response.headers.get("Retry-After")))
         if status >= 500:
@@ -153,7 +156,8 @@ class HttpTransport:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding.lower() != "identity":
             response.close()
-            raise AttemptError("bad_reply", f"the reply is compressed ({encoding[:40]!r}), which was not asked for")
+            shown = self._secrets.hide(encoding, 40)
+            raise AttemptError("bad_reply", f"the reply is compressed ({shown!r}), which was not asked for")
         body = await self._read_start(response, self._max_response_bytes + 1)
         if len(body) > self._max_response_bytes:
             response.close()

@@ -67,19 +67,34 @@ def parse_url(text: str) -> Target:
         )
     match = _URL.fullmatch(text)
     if match is None:
-        raise TargetError(f"not an http:// or https:// URL: {text.partition('@')[0].partition('?')[0][:40]!r}")
+        shown = "" if "@" in text else f": {text.partition('?')[0][:40]!r}"  # A password stands before an @.
+        raise TargetError(f"not an http:// or https:// URL{shown}")
     scheme, authority, path = match[1].lower(), match[2], match[3]
     if "@" in authority:
-        host = authority.rpartition("@")[2]
-        raise TargetError(f"a URL with a user name or password before {host!r}; use headers_env for secrets")
+        is_last = authority.count("@") == text.count("@")
+        shown = repr(authority.rpartition("@")[2]) if is_last else "an '@'"
+        raise TargetError(f"a URL with a user name or password before {shown}; use headers_env for secrets")
+    try:
+        host, address, port = _parse_authority(authority, _PORTS[scheme])
+    except TargetError:
+        if "@" not in text:
+            raise
+        # What looks like the host may be a user name and part of a password that has a slash.
+        raise TargetError(
+            "an '@' in a URL that cannot be read; use headers_env for secrets, and write %40 for an '@' of the path"
+        ) from None
+    return Target(scheme, host, port, path if path.startswith("/") else f"/{path}", address)
+
+
+def _parse_authority(authority: str, default_port: int) -> tuple[str, IPAddress | None, int]:
+    """Host, address and port of ``host[:port]``."""
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise TargetError(f"host {authority[:80]!r} of a URL cannot be read; write host:port, IPv6 as [::1]:port")
-    port = int(parts[2] or _PORTS[scheme])
+    port = int(parts[2] or default_port)
     if not 1 <= port <= 65535:
         raise TargetError(f"port {port} of a URL is not between 1 and 65535")
-    host, address = parse_host(parts[1])
-    return Target(scheme, host, port, path if path.startswith("/") else f"/{path}", address)
+    return *parse_host(parts[1]), port
 
 
 def parse_host(text: str) -> tuple[str, IPAddress | None]:
@@ -149,6 +164,8 @@ class HostPolicy:
                 pass
             parts = _AUTHORITY.fullmatch(str(entry))
             try:
+                if "@" in str(entry):
+                    raise TargetError("an entry with an '@' is none of them")
                 if parts is None:
                     raise TargetError(f"{str(entry)[:80]!r} is none of them")
                 hosts.add((parse_host(parts[1])[0], int(parts[2]) if parts[2] else None))
