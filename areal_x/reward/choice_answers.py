@@ -34,8 +34,18 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'", "“": "”", "‘
 _AFTER_WORD_LETTER = re.compile(r" (?:because|since|as|which|with|due|based|given|and|or|is|but|not)\b")
 _NO_OPTION = re.compile(r" ?(?:[-+*/^=>]|<(?!/))|['’][A-Za-z]")
 _SECOND = re.compile(
-    r"[)\]}\"'”’]? ?(?:,? ?(?:or|and|或|和|或者)\b|[,/&、]) ?\(?([A-Z])\)?(?: ?[.,;!)\]}]|\s|$| or\b| and\b)"
+    r"""
+      [)\]}"'”’]{0,2}
+      (?: \ ? (?: [,;]?\ ?[({]?\ ?(?:(?:or|and)\b|或者|或|和)\ ?[)}]? | [,;/&、|→⇒] | \\{2} ) \s{0,3}[(\[{]?\ ?
+          ([A-Z])(?![\w'’-])(?!(?<=I)\ [a-z])
+        | \ ?[(\[{]\ ?([A-Z])(?=\ ?[)\]},;/|]|\ (?:or|and)\b)
+        | [ .]{0,2}\n\s{0,5}[(\[]?([A-Z])[)\].,]{0,2}\s{0,5}(?:\n|$)
+        | \.\ ?([A-Z])(?=\.?\s{0,5}$|\.\ )
+      )
+    """,
+    re.VERBOSE,
 )
+_QUESTION = re.compile(r"[)\]}\"'”’]{0,2} ?\?")
 _ENDS = re.compile(r" ?[.!)\]}]*\s*(?:\n|$)")
 _LONE_LETTER = re.compile(r"[\s(\[{]*([A-Za-z])[\s)\]}.!。]*")
 _LISTED = re.compile(r"^\(?([A-Z])[).:] +\S", re.MULTILINE)
@@ -114,7 +124,10 @@ def _statement_at(text: str, start: int, choices: Sequence[str]) -> Statement | 
     if match is not None:
         opening, letter = match.groups()
         rest = text[match.end() : match.end() + 40]
-        if _SECOND.match(rest):
+        if _QUESTION.match(rest):
+            return None
+        second = _SECOND.match(rest)
+        if second is not None and second.group(second.lastindex or 0) != letter.upper():
             return Statement(reason="several_answers")
         if _is_option(opening, letter, rest):
             return Statement(letter.upper())

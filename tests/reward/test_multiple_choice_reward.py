@@ -258,3 +258,54 @@ async def test_it_runs_in_a_worker() -> None:
     outcome = await wrapper.outcome("Where?", "The answer is: C", choices=CITIES, answer=2, subject="cities")
     await close_default_pool()
     assert (outcome.status, outcome.value, outcome.metadata) == ("ok", 1.0, {"answer": "C"}), outcome.error
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        *(
+            "Answer: A; B; C; D",
+            "Answer: A | B",
+            "Answer: (A)(B)(C)(D)",
+            "Answer: (A) (B)",
+            r"\boxed{A;B}",
+            "Answer: A → D",
+        ),
+        *(
+            "Answer: A (or B)",
+            "Answer: A (B)",
+            r"\boxed{A\\B}",
+            r"\boxed{A\text{ or }B}",
+            "Answer: A\nB",
+            "Answer: A\n\n(B)",
+        ),
+        *("Answer: A. B. C. D.", "Answer: A, I", "答案：A或B", "Answer: A?", "Answer: (A)?", "is the answer A?"),
+    ],
+)
+def test_hedges_and_questions_earn_nothing(hedge: str) -> None:
+    reward = get_reward_fn("multiple_choice")
+    for gold in "AB":
+        assert reward(completions=hedge, answer=gold).value == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "Answer: A; the others are wrong",
+            "Answer: A (because of x)",
+            "Answer: (A) Paris",
+            "Answer: A. Because B is wrong",
+        ),
+        *(
+            "Answer: A\nBecause ...",
+            "Answer: A\nA",
+            "Answer: A, I am sure",
+            "Answer: A. I am sure",
+            "Answer: A (not B)",
+        ),
+        *("The answer is A. Or is the answer B?", "Answer: A → it is the capital"),
+    ],
+)
+def test_one_letter_with_a_remark_is_one_answer(text: str) -> None:
+    assert get_reward_fn("multiple_choice")(completions=text, answer="A").value == 1.0
