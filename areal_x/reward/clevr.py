@@ -7,6 +7,7 @@ from typing import Any
 
 from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking, last_boxed, parse_number
+from areal_x.reward.hedges import denies
 from areal_x.reward.options import check_choice
 from areal_x.reward.registry import IN_A_BOX, register_reward
 
@@ -46,6 +47,8 @@ def clevr_count_70k(completions: str, answer: Any, prompt: str = "", *, compat: 
     found_text = _last_bracketed(text)
     if found_text is None:
         return RewardResult(0.0, metadata={"reason": "no_answer"})
+    if denies(found_text, gold_text):
+        return RewardResult(0.0, metadata={"answer": found_text[:200], "reason": "denied"})
     number = parse_number(found_text)
     return RewardResult(float(number is not None and number == gold), metadata={"answer": found_text[:200]})
 

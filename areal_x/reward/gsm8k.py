@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking, last_boxed, last_marked, last_number, parse_number
+from areal_x.reward.hedges import denies, names_several
 from areal_x.reward.latex_answers import equal_latex, refusal
 from areal_x.reward.math.bounded_child import LimitReached, Limits
 from areal_x.reward.math.symbolic import verify_text
@@ -59,12 +60,16 @@ def gsm8k(
     if found is None:
         return RewardResult(0.0, metadata={"reason": "no_answer"})
     metadata = {"answer": found[:200], "source": source}
+    if denies(found, gold_text):
+        return RewardResult(0.0, metadata={**metadata, "reason": "denied"})
     number = parse_number(found)
     if number is not None and gold is not None:
         return RewardResult(float(number == gold), metadata=metadata)
     reason = refusal(found) or refusal(gold_text)
     if reason is not None:
         return RewardResult(limit_value, metadata={**metadata, "reason": reason})
+    if names_several(found, gold_text):
+        return RewardResult(0.0, metadata={**metadata, "reason": "several_answers"})
     try:
         return RewardResult(float(equal_latex(gold_text, found, Limits(time_limit))), metadata=metadata)
     except LimitReached as limit:

@@ -37,6 +37,23 @@ _PLAIN_END = re.compile(
     rf"(?:[A-Za-z*]\s?[,.:;!?]{{0,2}}\s\s?|=\s?|\A)\s*\$?{_NUMBER}(?:\.|\*\*)*"
     r"(?:\s+(?!p(?:er)?ce?n?t)[A-Za-z]+){0,3}[.!\s]*\Z"
 )
+_GROUPED_NUMBER = r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?![0-9])(?:\.[0-9]{1,6})?"
+_BEFORE_NUMBER = r"answer(?:\s+(?:is|are|was))?:?\s*(?:\*\*)?\s?"
+_SEVERAL = re.compile(
+    rf"{_BEFORE_NUMBER}(\$?{_GROUPED_NUMBER}(?:"
+    rf"(?:(?:\s[A-Za-z]+){{0,2}}?\s?(?:,?\s?or\s|;|\|)\s?\$?{_GROUPED_NUMBER})+"
+    rf"|(?:\s?(?:,?\s?and\s|,)\s?\$?{_GROUPED_NUMBER})+(?=[.!*\s]*(?:\n|\Z))))",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    rf"answer\s*(?:is|are|was|can|could|must|should|may|does|do)?\s?"
+    rf"(?:not|n['\u2019]t|cannot|never)\s(?:be\s|equal(?:\sto)?\s)?\s?[$*]{{0,2}}({_GROUPED_NUMBER})[$*]{{0,2}}",
+    re.IGNORECASE,
+)
+_INSTEAD = re.compile(r"[\s,;.]{0,3}(?:but|rather|instead|it is|it's)\b", re.IGNORECASE)
+_NOT_AT_END = re.compile(
+    r"(?:\b(?:not|never|cannot be|not be)|n['\u2019]t|n['\u2019]t be|\u2260)\s?\$?\Z", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +184,27 @@ def _behind_anchor(text: str) -> FoundAnswer | None:
             return None
         if _MATH.search(text, start, start + len("answer") + _SCAN + 10):
             region = text[start : start + _REGION]
+            hedged = _hedged(region)
+            if hedged is not None:
+                return hedged
             plain = _PLAIN_ANCHOR.fullmatch(region)
             if plain is not None:
                 return FoundAnswer(_plain(_first_group(plain)), "answer", context=region)
             return FoundAnswer(region, "answer", whole=False)
         end = start
     return None
+
+
+def _hedged(region: str) -> FoundAnswer | None:
+    """Several numbers behind "answer is", as the list that they are; a denied one, as a denial; else None."""
+    several = _SEVERAL.match(region)
+    if several is not None:
+        return FoundAnswer(", ".join(re.findall(_GROUPED_NUMBER, several.group(1))), "answer")
+    denied = _DENIED.match(region)
+    if denied is None:
+        return None
+    instead = _INSTEAD.match(region, denied.end())
+    return FoundAnswer(f"not {denied.group(1)}", "answer") if instead is None else _at_end(region[instead.end() :])
 
 
 def _at_end(text: str) -> FoundAnswer | None:
@@ -182,7 +214,8 @@ def _at_end(text: str) -> FoundAnswer | None:
         return FoundAnswer(_plain(_first_group(alone)), "end", context=tail[alone.start() :].strip())
     plain = _PLAIN_END.search(tail)
     if plain is not None and (plain.start() > 0 or len(tail) == len(text)):
-        return FoundAnswer(plain.group(1), "end")
+        denied = _NOT_AT_END.search(tail, 0, plain.start(1)) is not None
+        return FoundAnswer(f"not {plain.group(1)}" if denied else plain.group(1), "end")
     for size in (_REGION, _LAST_RESORT):
         begin = max(0, len(text) - size)
         # A line is where inline mathematics begins anew.

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from areal_x.api.reward_api import RewardResult
+from areal_x.reward.hedges import denies
 from areal_x.reward.math.bounded_child import LimitReached, Limits
 from areal_x.reward.math.exact import compare
 from areal_x.reward.math.finding import FoundAnswer
@@ -45,7 +46,7 @@ def refusal(answer: str) -> str | None:
 
 
 def is_equal(gold: FoundAnswer, answer: FoundAnswer, limits: Limits) -> bool:
-    """Whether Math-Verify takes ``answer`` for ``gold``.
+    """Whether Math-Verify takes ``answer`` for ``gold``; False, too, for one that denies a gold which is no inequality.
 
     Raises:
         LimitReached: the answer is refused, or could not be decided within ``limits``.
@@ -53,6 +54,8 @@ def is_equal(gold: FoundAnswer, answer: FoundAnswer, limits: Limits) -> bool:
     reason = refusal(answer.text)
     if reason is not None:
         raise LimitReached(reason)
+    if answer.whole and denies(answer.text, gold.text):
+        return False
     if gold.whole and answer.whole:
         verdict = compare(normalized(gold.text), normalized(answer.text))
         if verdict is not True and _DECIMAL_COMMA.fullmatch(gold.text):

@@ -7,6 +7,7 @@ from typing import Any
 
 from areal_x.api.reward_api import RewardResult
 from areal_x.reward.answers import after_thinking
+from areal_x.reward.hedges import denies, digits_apart
 from areal_x.reward.math.bounded_child import LimitReached
 from areal_x.reward.math.finding import FoundAnswer, find_answer, find_gold
 from areal_x.reward.math.grading import MathGrader, is_equal, refusal
@@ -61,7 +62,10 @@ class DeepScalerReward(MathGrader):
 
 
 def _same(gold: FoundAnswer, found: FoundAnswer, grader: MathGrader) -> bool:
-    return hendrycks_form(gold.text) == hendrycks_form(found.text) or is_equal(gold, found, grader.limits)
+    # The form cuts an answer at a unit: "72 \\text{ or } 73" would be 72. An answer may have the gold's units alone.
+    same_units = gold.text.count("\\text{") == found.text.count("\\text{") and not denies(found.text, gold.text)
+    same_form = same_units and hendrycks_form(gold.text) == hendrycks_form(found.text)
+    return same_form or is_equal(gold, found, grader.limits)
 
 
 @register_reward(
@@ -112,11 +116,17 @@ class DapoReward(MathGrader):
             return RewardResult(-1.0, parts={"acc": 0.0}, metadata={"reason": "no_answer"})
         metadata = {"answer": found.text[:200], "source": found.source}
         try:
-            same_form = refusal(found.text) is None and dapo_form(gold.text) == dapo_form(found.text)
-            right = same_form or is_equal(gold, found, self.limits)
+            right = _same_dapo_form(gold.text, found.text) or is_equal(gold, found, self.limits)
         except LimitReached as limit:
             return self.limit_verdict(limit, metadata)
         return RewardResult(1.0 if right else -1.0, parts={"acc": float(right)}, metadata=metadata)
+
+
+def _same_dapo_form(gold: str, given: str) -> bool:
+    # The form drops blanks and commas: "1,2" would be 12.
+    if refusal(given) is not None or digits_apart(given) or digits_apart(gold) or denies(given, gold):
+        return False
+    return dapo_form(gold) == dapo_form(given)
 
 
 def _answer_line(text: str) -> FoundAnswer | None:

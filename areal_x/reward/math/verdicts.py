@@ -35,6 +35,8 @@ class VerdictRow:
 
 _CORRECTION = ("the last box is the answer; a correction is not punished", "以最后一个框为准，改正答案不扣分")
 _UNFINISHED = ("a thought that was not ended holds no answer", "没有结束的思考里没有答案")
+_SEVERAL = ("several answers are none", "给出几个答案等于没有答案")
+_DENIAL = ("a denial is no answer", "否定不是答案")
 _LATEX_GOLD = ("a LaTeX gold is compared whole", "LaTeX 标准答案整体比较")
 _GOLD_ZERO = ("a gold of 0 is a gold", "标准答案 0 也是答案")
 _NO_THOUGHT = ("a model that does not think has an answer, too", "不思考的模型同样有答案")
@@ -50,12 +52,17 @@ VERDICTS = (
     VerdictRow("math", "areal", "72", r"\boxed{72.}", 0.0, 1.0, _STOP),
     VerdictRow("math", "areal", "20", r"\boxed{20\%}", 0.0, 1.0, ("a percent sign is a unit", "百分号视为单位")),
     VerdictRow("math", "areal", "1,2", r"\boxed{1,2}", 0.0, 1.0, ("a list is a list", "列表就是列表")),
+    VerdictRow("math", "areal", "72", r"\boxed{\neq 72}", 1.0, 0.0, _DENIAL),
+    VerdictRow("math", "areal", "72", "The answer is not 72.", 1.0, 0.0, _DENIAL),
+    VerdictRow("math", "areal", "11", "The answer is 11 or 12 or 13", 1.0, 0.0, _SEVERAL),
+    VerdictRow("gsm8k", "areal", "#### 11", r"\boxed{\neq 11}", 1.0, 0.0, _DENIAL),
     VerdictRow("gsm8k", "areal", "#### 72", r"\boxed{70} no wait \boxed{72}", 0.0, 1.0, _CORRECTION),
     VerdictRow("gsm8k", "areal", "#### 72", "<think> maybe 72", 1.0, 0.0, _UNFINISHED),
     VerdictRow("geometry3k", "areal", r"2 \sqrt { 221 }", r"[2\sqrt{221}]", 0.0, 1.0, _LATEX_GOLD),
     VerdictRow("geometry3k", "areal", r"2 \sqrt { 221 }", "[221]", 1.0, 0.0, _LATEX_GOLD),
     VerdictRow("geometry3k", "areal", r"\frac{3}{4}", "[4]", 1.0, 0.0, _LATEX_GOLD),
     VerdictRow("geometry3k", "areal", "5", r"\boxed{5} in 2 steps", 0.0, 1.0, ("a box is an answer", "框也是答案")),
+    VerdictRow("geometry3k", "areal", "72", r"\boxed{\neq 72}", 1.0, 0.0, _DENIAL),
     VerdictRow("clevr_count_70k", "areal", "3", "[3.0]", 0.0, 1.0, _VALUE),
     VerdictRow("clevr_count_70k", "areal", "3", "[ 3 ]", 0.0, 1.0, ("blanks do not count", "空格不影响结果")),
     VerdictRow("clevr_count_70k", "areal", "3", r"\boxed{3}", 0.0, 1.0, ("a box is an answer", "框也是答案")),
@@ -74,6 +81,8 @@ VERDICTS = (
     VerdictRow("deepscaler", "slime", "5", r"So \boxed{5}.", 0.0, 1.0, _NO_THOUGHT),
     VerdictRow("deepscaler", "slime", "5", r"</think> <think> \boxed{5}", 1.0, 0.0, _UNFINISHED),
     VerdictRow("deepscaler", "slime", "2", r"</think> \boxed{4/2}", 0.0, 1.0, _VALUE),
+    VerdictRow("deepscaler", "slime", "72", r"</think> \boxed{72 \text{ or } 73}", 1.0, 0.0, _SEVERAL),
+    VerdictRow("dapo", "slime", "12", "Answer: 1,2", 1.0, -1.0, _SEVERAL),
     VerdictRow("dapo", "slime", "42", "Answer: 42.", -1.0, 1.0, _STOP),
     VerdictRow("dapo", "slime", "42", "**Answer: 42**", -1.0, 1.0, ("bold is no part of the answer", "加粗不属于答案")),
     VerdictRow("dapo", "slime", "42", "Answer: 42.0", -1.0, 1.0, _VALUE),
