@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class ReplyCache:
     def _open(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Prompts' replies are the owner's alone. SQLite gives the file's mode to those that it puts beside it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             connection = sqlite3.connect(
                 self._path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
             )
@@ -147,7 +150,7 @@ class ReplyCache:
                 self._connection.execute("BEGIN")
                 self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows_in)
                 self._connection.execute("COMMIT")
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, RecursionError) as error:
             if self._connection.in_transaction:
                 self._connection.rollback()
             return found, error

@@ -14,7 +14,6 @@ from areal_x.reward.judge.cache import CachedReply, ReplyCache
 from areal_x.reward.judge.endpoint import Endpoint
 from areal_x.reward.judge.errors import (
     JudgeDeadlineError,
-    JudgeError,
     JudgeReplyError,
     JudgeRequestError,
     JudgeUnavailableError,
@@ -100,19 +99,19 @@ class JudgeCaller:
         """
         meter = self._meter
         meter.add("calls")
+        ending = "failed"
         try:
             key = self._key(messages, index)
             if self._flights.has(key):
                 meter.add("shared")
             parsed: Parsed = await self._flights.run(key, lambda: self._answer(key, messages, parse))
+            ending = "answered"
+            return parsed
         except asyncio.CancelledError:
-            meter.add("cancelled")
+            ending = "cancelled"
             raise
-        except JudgeError:
-            meter.add("failed")
-            raise
-        meter.add("answered")
-        return parsed
+        finally:
+            meter.add(ending)
 
     def _key(self, messages: Messages, index: int) -> bytes:
         found = self._hash.copy()
@@ -124,9 +123,9 @@ class JudgeCaller:
             cached = await self._cache.get(key)
             if cached is not None:
                 self._meter.add("cache_hits")
-                return parse(cached.text)
+                return _parsed(parse, cached.text)
         reply = await self._with_place(messages)
-        parsed = parse(reply.text)
+        parsed = _parsed(parse, reply.text)
         if self._cache is not None:
             self._cache.put(key, reply)
         return parsed
@@ -168,6 +167,8 @@ class JudgeCaller:
             if result.kind == "format_refused" and worked < limits.deadline_seconds:
                 asked_format = None
                 continue
+            if result.kind in ("too_large", "compressed"):
+                raise JudgeReplyError(f"{self._endpoint.settings.name}: {result.text}")
             if not result.is_retried:
                 raise JudgeRequestError(f"{self._endpoint.settings.name} refused the request: {result.text}")
             pause = backoff_seconds(faults.total(), limits.backoff_seconds, result.retry_after)
@@ -217,12 +218,16 @@ class JudgeCaller:
             body["response_format"] = asked_format
         meter.add("requests")
         started_at = time.monotonic()
+        ending: str | None = "fault/unknown"
         try:
             result = await self._endpoint.post(body, timeout_seconds)
+            ending = None
         except asyncio.CancelledError:
-            meter.add("requests_cancelled")
+            ending = "requests_cancelled"
             raise
         finally:
+            if ending is not None:
+                meter.add(ending)
             meter.add_seconds("request_seconds", time.monotonic() - started_at)
         if isinstance(result, Fault):
             if result.kind == "http_400" and asked_format is not None:
@@ -245,3 +250,10 @@ class JudgeCaller:
     async def close(self) -> None:
         """Cancel what is under way."""
         await self._flights.close()
+
+
+def _parsed(parse: Callable[[str], Parsed], text: str) -> Parsed:
+    try:
+        return parse(text)
+    except RecursionError:
+        raise JudgeReplyError("the reply's JSON is nested too deeply") from None

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.reward.judge.faults import Fault, connection_fault, retry_after_seconds, status_fault_kind
 from areal_x.reward.judge.gate import ConcurrencyGate
+from areal_x.reward.judge.key_filter import KeyFilter
 from areal_x.reward.judge.rate_limit import RateLimiter
+from areal_x.reward.judge.reply_body import ReplyRefusedError, read_body
 from areal_x.reward.judge.settings import ServerSettings, read_api_key
 
 if TYPE_CHECKING:
@@ -53,8 +55,11 @@ class Endpoint:
         self.gate = ConcurrencyGate(settings.max_concurrent)
         self.limiter = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
         _check_descriptors(settings.max_concurrent)
-        self._key = read_api_key(settings.api_key_env)
-        self._client = _make_client(settings, self._key)
+        key = read_api_key(settings.api_key_env)
+        self._filter = KeyFilter(key if settings.api_key_env is not None else None)
+        # The client stands on httpx2 since its third version.
+        self._http = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
+        self._client = _make_client(settings, key, self._http)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.settings.name})"
@@ -62,42 +67,51 @@ class Endpoint:
     async def post(self, body: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any] | Fault:
         """Send one chat request, once. Every way to fail is a ``Fault``: no exception that holds the request leaves.
 
-        ``cast_to=object`` is the client's path that decodes the JSON and builds no models from it, half of its cost.
+        With the plain response the client builds no models from the JSON, which is half of its cost, and the key can be
+        taken out of the text before anything is made of it.
         """
         import aiohttp
         import openai
 
         try:
             async with asyncio.timeout(timeout_seconds):
-                reply = await self._client.post("/chat/completions", cast_to=object, body=body)
+                reply = await self._client.post("/chat/completions", cast_to=self._http.Response, body=body)
         except openai.APIStatusError as error:
             return self._status_fault(error)
         except TimeoutError:
             return Fault("timeout", f"no complete reply within {timeout_seconds:.3g} s")
+        except ReplyRefusedError as error:
+            return Fault(error.kind, str(error))
         except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError) as error:
             fault = connection_fault(error)
             return Fault(fault.kind, self._without_key(fault.text))
-        if isinstance(reply, str):
-            reply = _decoded(reply)
-        if not isinstance(reply, dict):
-            return Fault("truncated", f"the reply is no JSON object: {self._without_key(str(reply))!r}")
-        return reply
+        return self._decoded(reply.content)
+
+    def _decoded(self, body: bytes) -> dict[str, Any] | Fault:
+        """The JSON object of a reply, without the key. Some servers forget to declare it as JSON."""
+        try:
+            found = json.loads(self._filter.clean(body.decode("utf-8-sig")))
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found
+        return Fault("truncated", f"the reply is no JSON object: {self._without_key(body.decode(errors='replace'))!r}")
 
     def _status_fault(self, error: APIStatusError) -> Fault:
         kind = status_fault_kind(error.status_code, error.code)
         headers = error.response.headers
         detail = error.body.get("message") if isinstance(error.body, dict) else error.body
-        text = f"{error.status_code} {self._without_key(str(detail))}" if detail else str(error.status_code)
+        if not isinstance(detail, str):
+            detail = error.response.text
+        text = f"{error.status_code} {self._without_key(detail)}" if detail else str(error.status_code)
         if kind == "redirect":
-            target = urlsplit(headers.get("location", ""))
-            text += f" to {target.scheme}://{target.hostname}" if target.hostname else ""
+            text += _redirect_target(headers.get("location", ""))
         advice = _ADVICE.get(kind, "").format(key=self.settings.api_key_env or "api_key_env, which is null")
         return Fault(kind, f"{text}; {advice}" if advice else text, retry_after_seconds(headers))
 
     def _without_key(self, text: str) -> str:
-        """What a server said, short, and without the key that some repeat in their errors."""
-        if self.settings.api_key_env is not None:
-            text = text.replace(self._key, "***")
+        """What a server said, short, and without the key that some repeat."""
+        text = self._filter.clean(text)
         return text if len(text) <= _MAX_SERVER_TEXT else text[:_MAX_SERVER_TEXT] + "..."
 
     async def close(self) -> None:
@@ -105,19 +119,24 @@ class Endpoint:
         await self._client.close()
 
 
-def _decoded(text: str) -> object:
-    """The client decodes only what is declared as JSON, which some servers forget to do."""
+def _redirect_target(location: str) -> str:
     try:
-        return json.loads(text)
+        target = urlsplit(location)
     except ValueError:
-        return text
+        return ""
+    return f" to {target.scheme}://{target.hostname}" if target.hostname else ""
 
 
-def _make_client(settings: ServerSettings, key: str) -> AsyncOpenAI:
+def _make_client(settings: ServerSettings, key: str, http_library: Any) -> AsyncOpenAI:
     import openai
 
-    # The client stands on httpx2 since its third version.
-    http_library = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
+    async def bound(response: Any) -> None:
+        body = await read_body(response, settings.max_response_bytes)
+        await response.stream.aclose()
+        response.stream = http_library.ByteStream(body)
+        # A server may name any of Python's codecs, also those that decompress.
+        response.encoding = "utf-8"
+
     # None would mean 100 connections to aiohttp. Kept alive, a connection saves a third of a request's cost.
     limits = http_library.Limits(
         max_connections=settings.max_concurrent,
@@ -125,7 +144,17 @@ def _make_client(settings: ServerSettings, key: str) -> AsyncOpenAI:
         keepalive_expiry=15.0,
     )
     try:
-        http_client = openai.DefaultAioHttpClient(limits=limits, timeout=None, follow_redirects=False)
+        http_client = openai.DefaultAioHttpClient(
+            limits=limits,
+            timeout=None,
+            follow_redirects=False,
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [bound]},
+            proxy=settings.proxy,
+            # The environment names proxies, which would be sent the key, and a .netrc; but also certificates.
+            trust_env=False,
+            verify=http_library.create_ssl_context(),
+        )
     except RuntimeError as error:
         raise MissingExtraError(
             "reward 'judge' needs the openai package's aiohttp transport: openai[aiohttp]"
@@ -178,7 +207,8 @@ def open_endpoint(settings: ServerSettings) -> Endpoint:
     elif endpoint.settings != settings:
         raise ConfigError(
             f"reward 'judge': two judges use {settings.name} with different limits; max_concurrent, "
-            "requests_per_minute and tokens_per_minute hold for the whole run, so state the same for both"
+            "requests_per_minute, tokens_per_minute, proxy and max_response_bytes hold for the whole run, so state the "
+            "same for both"
         )
     endpoint.num_users += 1
     return endpoint

@@ -22,7 +22,7 @@ class Fault:
     """One request gave no reply."""
 
     kind: str
-    """``timeout``, ``dns``, ``connect``, ``reset``, ``truncated``, ``tls``, ``redirect``, ``quota`` or ``http_...``."""
+    """One of those in ``_RETRIED``, ``tls``, ``redirect``, ``quota``, ``too_large``, ``compressed`` or ``http_...``."""
     text: str
     """What happened, without secrets."""
     retry_after: float | None = None
@@ -53,7 +53,7 @@ def connection_fault(error: BaseException) -> Fault:
     kinds: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
         (aiohttp.ClientConnectorDNSError, "dns"),
         ((aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError), "tls"),
-        (aiohttp.ClientConnectorError, "connect"),
+        ((aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError), "connect"),
         (aiohttp.ClientPayloadError, "truncated"),
         ((aiohttp.ServerTimeoutError, TimeoutError), "timeout"),
         ((aiohttp.ClientConnectionError, ConnectionError), "reset"),
@@ -94,10 +94,10 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
     try:
-        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - (time.time() if now is None else now))
+    return max(0.0, moment - (time.time() if now is None else now))
 
 
 def backoff_seconds(num_faults: int, first: float, retry_after: float | None, chance: float | None = None) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
+import string
 from typing import Any
 
 from areal_x.reward.judge.errors import JudgeReplyError, excerpt
 
 __all__ = ["final_json"]
 
-_FENCE = re.compile(r"\s*```[a-zA-Z]*\s*$")
+_FENCE = "```"
 _MAX_CHARACTERS = 20_000
 _MAX_STARTS = 1_000
 """Looking further costs time on the event loop, up to 0.2 s for the most hostile reply within these limits."""
@@ -42,7 +42,7 @@ def final_json(text: str, key: str) -> dict[str, Any]:
     Raises:
         JudgeReplyError: there is none, it is broken, or two disagree.
     """
-    body = _FENCE.sub("", text[-_MAX_CHARACTERS:]).rstrip()
+    body = _without_fence(text[-_MAX_CHARACTERS:].rstrip())
     found: list[tuple[dict[str, Any], int]] = []
     position, num_starts, refusal = body.find("{"), 0, ""
     while position >= 0 and num_starts < _MAX_STARTS:
@@ -62,3 +62,9 @@ def final_json(text: str, key: str) -> dict[str, Any]:
     if any(value[key] != last[key] for value, _ in found):
         raise JudgeReplyError(f"the reply holds objects with different {key!r}: {excerpt(text)}")
     return last
+
+
+def _without_fence(text: str) -> str:
+    """``text`` less a code fence at its end, in linear time: a regular expression tries each blank anew."""
+    head = text.rstrip(string.ascii_letters)
+    return head.removesuffix(_FENCE).rstrip() if head.endswith(_FENCE) else text

@@ -57,6 +57,8 @@ class LLMJudge:
         aggregate: ``mean``, ``median`` or ``majority`` (more than half) of the votes.
         sampling: parameters of the request; None: temperature 0 (0.7 with several votes) and ``max_tokens`` 1024.
         max_concurrent, requests_per_minute, tokens_per_minute: limits of the run for this model, shared by its judges.
+        proxy: address of the HTTP proxy to go through; None: none, whatever the environment says.
+        max_response_bytes: limit of a reply.
         timeout_seconds, deadline_seconds, max_wait_seconds, max_attempts, backoff_seconds: see ``CallLimits``.
         cache: file that keeps replies for later runs; None: none are kept.
         price_per_million: price of a million ``prompt`` and ``completion`` tokens; None: no cost is shown.
@@ -93,6 +95,8 @@ class LLMJudge:
         max_concurrent: int = 64,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        proxy: str | None = None,
+        max_response_bytes: int = 1 << 20,
         timeout_seconds: float = 60.0,
         deadline_seconds: float = 180.0,
         max_wait_seconds: float = 3600.0,
@@ -103,7 +107,14 @@ class LLMJudge:
     ) -> None:
         check_choice("judge", "mode", mode, ("single", "pairwise", "ranking"))
         self._settings = ServerSettings(
-            str(base_url).rstrip("/"), model, api_key_env, max_concurrent, requests_per_minute, tokens_per_minute
+            str(base_url).rstrip("/"),
+            model,
+            api_key_env,
+            max_concurrent,
+            requests_per_minute,
+            tokens_per_minute,
+            proxy,
+            max_response_bytes,
         )
         self._limits = CallLimits(timeout_seconds, deadline_seconds, max_wait_seconds, max_attempts, backoff_seconds)
         voting = _check_voting(votes, min_votes, aggregate)

@@ -30,6 +30,7 @@ class TokenBucket:
         share = per_minute * (3.0 if coarse else 1.0) / _MINUTE
         self.capacity = max(1.0, float(int(share)))
         self.per_second = (per_minute - self.capacity + (0.0 if coarse and self.capacity > 1 else 1.0)) / _MINUTE
+        self._per_minute = per_minute
         self._clock = clock
         self._level = self.capacity
         self._filled_at = clock()
@@ -46,9 +47,14 @@ class TokenBucket:
         self._level -= amount
 
     def correct(self, surplus: float) -> None:
-        """Give back what was taken in excess, or take (``surplus`` below 0) what was really used beyond it."""
+        """Give back what was taken in excess, or take (``surplus`` below 0) what was really used beyond it.
+
+        The debt that this makes is at most one minute's units: after that minute no window of 60 s sees them, and no
+        wrong count can hold up a run for longer.
+        """
         self._fill()
-        self._level = min(self.capacity, self._level + surplus)
+        lowest = min(self._level, -self._per_minute)
+        self._level = min(self.capacity, max(self._level + surplus, lowest))
 
     def _fill(self) -> None:
         now = self._clock()

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from areal_x.api.errors import ConfigError
 from areal_x.reward.options import check_number, check_whole_number
 
-__all__ = ["CallLimits", "ServerSettings", "check_base_url", "check_sampling", "read_api_key"]
+__all__ = ["CallLimits", "ServerSettings", "check_base_url", "check_proxy", "check_sampling", "read_api_key"]
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
 _OWN_KEYS = frozenset({"model", "messages", "response_format", "stream", "n", "extra_headers", "api_key"})
@@ -28,11 +28,17 @@ class ServerSettings:
     max_concurrent: int
     requests_per_minute: int | None
     tokens_per_minute: int | None
+    proxy: str | None = None
+    """Through which all requests go; that of the environment is never used."""
+    max_response_bytes: int = 1 << 20
+    """Of one reply."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model.strip():
             raise ConfigError(f"reward 'judge': model={self.model!r} is not the name of a model")
         check_base_url(self.base_url)
+        if self.proxy is not None:
+            check_proxy(self.proxy)
         name = self.api_key_env
         if name is not None and not (isinstance(name, str) and _VARIABLE.fullmatch(name)):
             # The value is not shown: it may be the key itself, put there by mistake.
@@ -41,6 +47,7 @@ class ServerSettings:
                 "such as OPENAI_API_KEY"
             )
         check_whole_number("judge", "max_concurrent", self.max_concurrent, 1)
+        check_whole_number("judge", "max_response_bytes", self.max_response_bytes, 1)
         for option in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self, option) is not None:
                 check_whole_number("judge", option, getattr(self, option), 1)
@@ -77,14 +84,43 @@ def check_base_url(base_url: object) -> None:
     Raises:
         ConfigError: it is none. A user or a query is refused, since it would be in messages and files.
     """
-    parts = urlsplit(base_url) if isinstance(base_url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"reward 'judge': base_url={base_url!r} is not an address such as http://127.0.0.1:8000/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    parts = _parts(base_url)
+    holds_user = "@" in str(base_url)
+    if parts is None:
+        # What stands before an @ may be a password.
+        shown = "(not shown, since it holds an @)" if holds_user else repr(base_url)
+        raise ConfigError(f"reward 'judge': base_url={shown} is not an address such as http://127.0.0.1:8000/v1")
+    if holds_user or parts.query or parts.fragment:
+        where = f" of host {parts.hostname}" if "@" in parts.netloc or not holds_user else ""
         raise ConfigError(
-            f"reward 'judge': the base_url of host {parts.hostname} holds a user, a query or a fragment; "
+            f"reward 'judge': the base_url{where} holds a user, a query or a fragment; "
             "put the key into the environment variable that api_key_env names"
         )
+
+
+def check_proxy(proxy: object) -> None:
+    """Raise unless it is the HTTP address of a proxy without credentials.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    holds_user = "@" in str(proxy)
+    parts = _parts(proxy)
+    if parts is None or holds_user or parts.path.strip("/") or parts.query or parts.fragment:
+        shown = "(not shown, since it holds an @)" if holds_user else repr(proxy)
+        raise ConfigError(
+            f"reward 'judge': proxy={shown} is not the address of a proxy such as http://127.0.0.1:3128, without a user"
+        )
+
+
+def _parts(address: object) -> SplitResult | None:
+    """The parts of an HTTP address; None if it is none."""
+    try:
+        parts = urlsplit(address) if isinstance(address, str) else None
+        is_one = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # Brackets or a port that are wrong; the message can hold the whole address.
+        return None
+    return parts if is_one else None
 
 
 def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
