@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import unicodedata
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_every_grader_of_text_is_in_the_list() -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [(name, options) for name, several in _GRADERS.items() for options in several]
 )
-def test_repeats_take_linear_time(name: str, options: dict[str, object]) -> None:
+def test_repeats_take_linear_time(name: str, options: dict[str, Any]) -> None:
     grader = get_reward_fn(name, **options)
     columns = {"answer": "A" if "choice" in name else "7", "completion_ids": [1]}
     taken = {key: value for key, value in columns.items() if key in inspect.signature(grader).parameters}
