@@ -39,6 +39,12 @@ def test_signs_that_the_gold_has_too_keep_their_reward(name: str, answer: str, g
     [
         *("The answer is 11 or 12 or 13", "The answer is 11; 12", "The answer is 11 | 12", "The answer is 11, 12, 13."),
         *("The answer is 11 clips or 12 clips", "The answer is 11, and 12", "The answer is 11 and 12."),
+        *(
+            r"The answer is 11 \lor 12.",
+            r"The answer is 11\\12",
+            r"The answer is 11\text{ or }12",
+            "The answer is 11 & 12",
+        ),
         *("The answer is not 11.", "The answer isn't 11", "The answer cannot be **11**.", r"The answer is $\neq 11$"),
         *("It is not 11", "it isn't $11", "The answer is not 11 but 12."),
     ],

@@ -39,9 +39,13 @@ _PLAIN_END = re.compile(
 )
 _GROUPED_NUMBER = r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?![0-9])(?:\.[0-9]{1,6})?"
 _BEFORE_NUMBER = r"answer(?:\s+(?:is|are|was))?:?\s*(?:\*\*)?\s?"
+_DIVIDES = (
+    r"(?:[;|&~<>]|\\[|&]|\\\\|\\text\{[^{}0-9]{0,12}\}"
+    r"|\\(?:lor|vee|mid|cup|to|approx|sim|equiv|implies|iff|q?quad|newline|colon|leq?|geq?|neq?)(?![A-Za-z]))"
+)
 _SEVERAL = re.compile(
     rf"{_BEFORE_NUMBER}(\$?{_GROUPED_NUMBER}(?:"
-    rf"(?:(?:\s[A-Za-z]+){{0,2}}?\s?(?:,?\s?or\s|;|\|)\s?\$?{_GROUPED_NUMBER})+"
+    rf"(?:(?:\s[A-Za-z]+){{0,2}}?\s?(?:,?\s?or\s|{_DIVIDES})\s?\$?{_GROUPED_NUMBER})+"
     rf"|(?:\s?(?:,?\s?and\s|,)\s?\$?{_GROUPED_NUMBER})+(?=[.!*\s]*(?:\n|\Z))))",
     re.IGNORECASE,
 )
