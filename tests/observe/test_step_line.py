@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import time
 from typing import Any
 
 import pytest
@@ -158,6 +160,17 @@ def test_columns_that_come_later_get_a_new_heading() -> None:
     assert len(lines[2]) == len(lines[3])
 
 
+def read_until(terminal: int, expected: str, seconds: float = 10.0) -> str:
+    """What a terminal got, up to ``expected``: the kernel hands it over in pieces."""
+    read = b""
+    deadline = time.monotonic() + seconds
+    while expected.encode() not in read:
+        if not select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            break
+        read += os.read(terminal, 1 << 20)
+    return read.decode(errors="replace")
+
+
 def test_a_real_terminal_shows_phase_reward_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "140")
@@ -169,7 +182,7 @@ def test_a_real_terminal_shows_phase_reward_and_lines(monkeypatch: pytest.Monkey
         display.live(reward=0.25, in_flight=7)
         display.step(METRICS)
         display.close()
-        text = os.read(controller, 1 << 20).decode()
+        text = read_until(controller, step_line(METRICS, 100, PARTS))
     os.close(controller)
     assert "warm start 3/50" in text
     assert "in flight 7" in text
