@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import inspect
 import time
 import traceback
 import weakref
@@ -19,6 +18,7 @@ from areal_x.api.reward_arguments import (
     TRUNCATED,
     RewardArguments,
     innermost,
+    is_async,
     isolated,
 )
 from areal_x.api.reward_base import PendingScore, Reward
@@ -134,7 +134,7 @@ class AsyncRewardWrapper(Reward):
         self.reward_key = reward_key
         self.score_truncated = score_truncated
         self._object = innermost(reward_fn)
-        self.is_async = _is_async(self._object)
+        self.is_async = is_async(self._object)
         if not self.is_async and has_lifecycle(self._object):
             raise ConfigError(
                 f"reward {self.name} has start(), close() or metrics(), but runs in worker processes, where nothing of "
@@ -373,7 +373,3 @@ def _length(values: Any) -> int | None:
 
 def _as_list(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
-
-
-def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

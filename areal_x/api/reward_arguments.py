@@ -12,7 +12,7 @@ from typing import Any
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_records import RewardSample
 
-__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "TRUNCATED", "RewardArguments", "innermost", "isolated"]
+__all__ = ["GROUP_ARGUMENTS", "REWARD_ARGUMENTS", "TRUNCATED", "RewardArguments", "innermost", "is_async", "isolated"]
 
 REWARD_ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")
 """Arguments that every reward function may take, beside the columns of its data item."""
@@ -28,6 +28,13 @@ def innermost(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await: an ``async def``, an object with one as ``__call__``, or a partial
+    of either."""
+    function = innermost(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def isolated(value: Any) -> Any:

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from areal_x.api.errors import ConfigError
+from areal_x.api.reward_arguments import innermost, is_async
 from areal_x.reward.answers import after_thinking, last_boxed, without_open_thought
 from areal_x.reward.math.slime_strings import boxed_content
 from areal_x.reward.options import check_choice
-from areal_x.reward.registry import BOXED, IN_A_BOX, RewardEntry, find_reward, get_reward_fn, offer
+from areal_x.reward.registry import BOXED, RewardEntry, find_reward, get_reward_fn, offer
 
 __all__ = ["AsyncBoxedReward", "BoxedReward", "boxed", "boxed_reward"]
 
-_MATH_BOXED_AS = {"math": IN_A_BOX, "deepscaler": IN_A_BOX, "dapo": "Answer: {}"}
-"""``boxed_as`` of the graders of ``areal_x.reward.math``, which know nothing of this module."""
-_FORWARDED = ("start", "close", "metrics")
+_FORWARDED = ("start", "close", "metrics", "check_columns", "owns_deadline")
 
 
 class BoxedReward:
@@ -36,7 +35,7 @@ class BoxedReward:
 
     def __init__(self, inner: Callable[..., Any], mark: str = "{}", compat: str | None = None) -> None:
         check_choice("boxed_", "compat", compat, (None, "slime"))
-        if getattr(inner, "is_group_reward", False):
+        if getattr(innermost(inner), "is_group_reward", False):
             raise ConfigError(f"'boxed_' takes a reward of single samples; {inner!r} scores whole groups")
         signature = inspect.signature(inner)
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -53,9 +52,9 @@ class BoxedReward:
         return self.inner(**self._boxed(sample))
 
     def __getattr__(self, name: str) -> Any:
-        """``start``, ``close`` and ``metrics`` are the inner reward's, where it has them."""
+        """What a reward object may have besides being called is the inner reward's, where it has it."""
         if name in _FORWARDED and "inner" in self.__dict__:
-            return getattr(self.inner, name)
+            return getattr(innermost(self.inner), name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def _boxed(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +95,7 @@ def boxed(inner: Callable[..., Any], compat: str | None = None, mark: str = "{}"
     Raises:
         ConfigError: ``inner`` cannot be wrapped.
     """
-    function = getattr(inner, "func", inner)
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-    return (AsyncBoxedReward if is_async else BoxedReward)(inner, mark, compat)
+    return (AsyncBoxedReward if is_async(inner) else BoxedReward)(inner, mark, compat)
 
 
 def boxed_reward(name: str, dataset: str | None, kwargs: dict[str, Any]) -> Callable[..., Any]:
@@ -117,7 +114,7 @@ def boxed_reward(name: str, dataset: str | None, kwargs: dict[str, Any]) -> Call
     entry = _inner_entry(name)
     if compat == "slime" and entry.name == "remote_rm":
         return get_reward_fn(entry.name, dataset=dataset, **{key: kwargs[key] for key in kwargs if key != "compat"})
-    mark = _MATH_BOXED_AS.get(entry.name, entry.boxed_as)
+    mark = entry.boxed_as
     if mark is None:
         raise ConfigError(
             f"reward.fn={name!r}: {entry.name!r} looks at more than an answer; write reward.fn={entry.name}, and where "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.reward_records import RewardResult
+from areal_x.api.reward_shaping import overlong_penalty
 from areal_x.reward.options import check_choice, check_number, check_whole_number
 from areal_x.reward.registry import register_reward
 
@@ -112,5 +113,4 @@ class OverlongReward:
             ValueError: tokens are to be counted, and there are none.
         """
         length = completion_length(self.unit, completions, completion_ids)
-        excess = (length - (self.maximum - self.buffer)) / self.buffer
-        return -self.penalty * min(1.0, excess) if self.penalty and excess > 0 else 0.0
+        return overlong_penalty(length, self.maximum, self.buffer, self.penalty)

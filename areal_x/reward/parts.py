@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from areal_x.api.errors import ConfigError
-from areal_x.api.reward_arguments import RewardArguments, innermost
+from areal_x.api.reward_arguments import RewardArguments, innermost, is_async
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY, RewardError, RewardResult, check_reward
 from areal_x.reward.registry import get_reward_fn
 
@@ -43,7 +43,7 @@ class RewardPart:
             raise ConfigError(f"{place}: {error}") from error
         inner = innermost(self.function)
         kind = "a reward of groups" if getattr(inner, "is_group_reward", False) else None
-        if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
+        if is_async(inner):
             kind = "asynchronous"
         if kind is not None:
             raise ConfigError(

@@ -319,8 +319,7 @@ class RolloutExecutor:
                 self._ledger.account(episode, task)
             else:
                 self._ledger.time_out(episode, self._deadlines.seconds)
-            pending.num_waiting += is_waiting(episode)
-            self.budget.on_episodes_ended(not is_waiting(episode))
+            self.budget.on_episodes_ended(pending.free_places(is_waiting(episode)))
             if pending.num_open == 0 and not self._finisher.start_scoring(pending):
                 self._complete_group(pending)
         except BaseException as error:  # the run's boundary: a spent failure budget, a dead engine, a broken filter

@@ -26,6 +26,11 @@ class PendingGroup:
     episodes: list[Episode] = field(default_factory=list)
     num_waiting: int = 0
 
+    def free_places(self, waits: bool) -> int:
+        """Places that an episode which ended gives back now: none if it ``waits`` for its group to be scored."""
+        self.num_waiting += waits
+        return not waits
+
 
 @dataclass(frozen=True, slots=True)
 class FailurePolicy:

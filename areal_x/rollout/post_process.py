@@ -16,24 +16,11 @@ import numpy.typing as npt
 from areal_x.api.config import RewardConfig
 from areal_x.api.records import Trajectory, TrajectoryGroup
 from areal_x.api.reward_records import LARGEST_REWARD, RewardError, ScoredSample
+from areal_x.api.reward_shaping import overlong_penalty
 
-__all__ = ["PostProcessHook", "PostProcessor", "longest_turn", "overlong_penalty", "scored_samples"]
+__all__ = ["PostProcessHook", "PostProcessor", "longest_turn", "scored_samples"]
 
 PostProcessHook = Callable[[list[ScoredSample]], tuple[Sequence[float], Sequence[float]]]
-
-
-def overlong_penalty(num_tokens: npt.ArrayLike, max_tokens: int, buffer_tokens: int, penalty: float) -> Any:
-    """What to add to the reward of a long completion (DAPO, https://arxiv.org/abs/2503.14476, equation 13).
-
-    0 up to ``max_tokens - buffer_tokens``, then falling evenly to ``-penalty`` at ``max_tokens``.
-
-    Args:
-        num_tokens: sampled tokens of each completion, [S].
-    """
-    if buffer_tokens == 0:
-        return np.zeros_like(np.asarray(num_tokens, dtype=np.float64))
-    over = (np.asarray(num_tokens, dtype=np.float64) - (max_tokens - buffer_tokens)) / buffer_tokens
-    return -penalty * np.clip(over, 0.0, 1.0)
 
 
 def scored_samples(group: TrajectoryGroup) -> list[ScoredSample]:
@@ -98,8 +85,9 @@ class PostProcessor:
             raw[scored], processed[scored] = self._call_hook(self.hook, group)
         processed = processed * self.config.scale + self.config.bias
         overlong = self.config.overlong
-        lengths = [longest_turn(trajectory) for trajectory in group.trajectories]
-        processed += overlong_penalty(lengths, self.max_tokens, overlong.buffer_tokens, overlong.penalty)
+        if overlong.buffer_tokens:
+            bounds = self.max_tokens, overlong.buffer_tokens, overlong.penalty
+            processed += [overlong_penalty(longest_turn(trajectory), *bounds) for trajectory in group.trajectories]
         if self.config.clip is not None:
             lowest, highest = self.config.clip
             processed = np.clip(processed, lowest, highest)

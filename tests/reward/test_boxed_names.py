@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_x.api.errors import ConfigError
+from areal_x.api import AsyncRewardWrapper, ConfigError, DataError
 from areal_x.reward import get_reward_fn, list_rewards, register_reward, registry
+from areal_x.reward.boxed import boxed
 
 WHOLE = st.integers(-(10**6), 10**6).map(str)
 FRACTION = st.tuples(st.integers(1, 99), st.integers(2, 99)).map(lambda pair: rf"\frac{{{pair[0]}}}{{{pair[1]}}}")
@@ -113,3 +114,23 @@ def test_a_registered_reward_says_how_it_wants_the_answer(monkeypatch: pytest.Mo
     for wrong in ("Answer:", "{} or {}", "{", "{name}", 3):
         with pytest.raises(ConfigError, match="boxed_as="):
             register_reward("find_the_box", boxed_as=wrong)(find_the_box)  # type: ignore[arg-type]
+
+
+class Patient:
+    """What a reward object may have besides being called."""
+
+    owns_deadline = True
+
+    async def __call__(self, completions: str, answer: str) -> float:
+        return float(completions == answer)
+
+    def check_columns(self, columns: frozenset[str]) -> None:
+        if "hint" in columns:
+            raise DataError("a hint tells the answer")
+
+
+def test_a_boxed_object_keeps_its_deadline_and_its_check() -> None:
+    wrapped = boxed(Patient())
+    assert wrapped.owns_deadline is True and not hasattr(wrapped, "start")
+    with pytest.raises(DataError, match="a hint tells"):
+        AsyncRewardWrapper(wrapped).check_columns({"answer", "hint"})

@@ -24,12 +24,12 @@ from areal_x.api import ConfigError
 from areal_x.reward import get_reward_fn
 from areal_x.reward.judge import JudgeError, JudgeReplyError, JudgeRequestError, JudgeUnavailableError
 from areal_x.reward.judge.cache import CachedReply, ReplyCache
-from areal_x.reward.judge.faults import retry_after_seconds
 from areal_x.reward.judge.json_reply import final_json
 from areal_x.reward.judge.key_filter import KeyFilter
 from areal_x.reward.judge.prompts import JudgePrompt, numbered
 from areal_x.reward.judge.rate_limit import TokenBucket
 from areal_x.reward.judge.replies import read_reply
+from areal_x.reward.retries import retry_after_seconds
 
 Write = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

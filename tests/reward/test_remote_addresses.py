@@ -28,7 +28,6 @@ from areal_x.api.reward_api import AsyncRewardWrapper
 from areal_x.api.reward_records import RewardError
 from areal_x.reward.remote import RemoteReward, RemoteRewardError
 from areal_x.reward.remote.addresses import address_kind
-from areal_x.reward.remote.faults import backoff_seconds, retry_after_seconds
 from areal_x.reward.remote.servers import ServerSet
 from areal_x.reward.remote.urls import HostPolicy, TargetError, check_address, parse_host, parse_url
 
@@ -593,31 +592,6 @@ async def test_a_secret_in_a_reward_does_not_reach_the_records(shape: str, monke
 
 
 # ---- The pure parts of trying again ----
-
-
-def test_retry_after_is_a_number_or_a_date() -> None:
-    cases = {
-        "3": 3.0,
-        " 1.5 ": 1.5,
-        "0": 0.0,
-        "Thu, 01 Jan 1970 00:01:40 GMT": 40.0,
-        "-1": None,
-        "soon": None,
-        "": None,
-        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT": None,
-        "Wed, 21 Oct 2030 07:28:00 +99999999999999999999": None,
-    }
-    assert {text: retry_after_seconds(text, now=60.0) for text in cases} == cases
-    assert retry_after_seconds("Thu, 01 Jan 1970 00:00:00 GMT", now=60.0) == 0.0
-    assert retry_after_seconds(None) is None
-
-
-@given(st.integers(1, 2000), st.none() | st.floats(0, 100))
-def test_back_off_is_bounded_and_honours_retry_after(num_faults: int, retry_after: float | None) -> None:
-    pause = backoff_seconds(num_faults, retry_after, 0.5, 30.0)
-    assert pause >= min(30.0, 0.5 * 2.0 ** min(num_faults - 1, 30)) * 0.5
-    assert pause <= max(30.0, (retry_after or 0.0) * 1.1)
-    assert retry_after is None or pause >= retry_after
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["ok", "fault", "gone", "cancel"])), max_size=60))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from areal_x.api.config import OverlongConfig, RewardConfig
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardError, RewardOutcome, ScoredSample
-from areal_x.rollout.post_process import PostProcessor, longest_turn, overlong_penalty
+from areal_x.api.reward_shaping import overlong_penalty
+from areal_x.rollout.post_process import PostProcessor, longest_turn
 
 
 def group_of(rewards: list[float], lengths: list[int] | None = None) -> TrajectoryGroup:
@@ -36,8 +37,9 @@ def test_scale_bias_and_clip_apply_in_this_order() -> None:
 
 
 def test_the_overlong_penalty_worked_by_hand() -> None:
-    assert overlong_penalty([1, 6, 7, 8, 9, 10, 12], 10, 4, 1.0).tolist() == [0, 0, -0.25, -0.5, -0.75, -1, -1]
-    assert not overlong_penalty([1, 99], 10, 0, 1.0).any()
+    lengths = [1, 6, 7, 8, 9, 10, 12]
+    assert [overlong_penalty(length, 10, 4, 1.0) for length in lengths] == [0, 0, -0.25, -0.5, -0.75, -1, -1]
+    assert overlong_penalty(99, 10, 0, 1.0) == 0
     group = group_of([1.0, 1.0, 1.0], [2, 8, 10])
     PostProcessor(RewardConfig(overlong=OverlongConfig(4, 0.5)), 10)(group)
     assert group.rewards.tolist() == [1.0, 0.75, 0.5]
@@ -45,7 +47,7 @@ def test_the_overlong_penalty_worked_by_hand() -> None:
 
 @given(st.integers(1, 100), st.integers(1, 100), st.floats(0, 3), st.integers(0, 200))
 def test_the_overlong_penalty_never_grows_with_length(limit: int, buffer: int, penalty: float, length: int) -> None:
-    shorter, longer = overlong_penalty([length, length + 1], limit, min(buffer, limit), penalty)
+    shorter, longer = (overlong_penalty(tokens, limit, min(buffer, limit), penalty) for tokens in (length, length + 1))
     assert -penalty <= longer <= shorter <= 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.import_paths import load_object, nearest
+from areal_x.api.reward_arguments import is_async
 from areal_x.reward.adapters.slime_stand_in import provide_slime_types
 
 __all__ = ["LibraryFunction"]
@@ -43,7 +43,7 @@ class LibraryFunction:
         if inspect.isclass(self.function) or not callable(self.function):
             kind = "a class" if inspect.isclass(self.function) else f"a {type(self.function).__name__}"
             raise ConfigError(f"{_KEY}={self.name!r} is {kind}, expected a function")
-        self.is_async = _is_async(self.function)
+        self.is_async = is_async(self.function)
         self._parameters = list(inspect.signature(self.function).parameters.values())
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
 
@@ -84,9 +84,3 @@ class LibraryFunction:
     def _by_name(self, num_positional: int) -> list[inspect.Parameter]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         return [parameter for parameter in self._parameters[num_positional:] if parameter.kind in kinds]
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

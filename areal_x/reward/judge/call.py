@@ -18,12 +18,13 @@ from areal_x.reward.judge.errors import (
     JudgeRequestError,
     JudgeUnavailableError,
 )
-from areal_x.reward.judge.faults import Fault, backoff_seconds
+from areal_x.reward.judge.faults import Fault
 from areal_x.reward.judge.gate import ConcurrencyGate
 from areal_x.reward.judge.meter import JudgeMeter
 from areal_x.reward.judge.replies import read_reply
 from areal_x.reward.judge.settings import CallLimits
 from areal_x.reward.judge.single_flight import SingleFlight
+from areal_x.reward.retries import backoff_seconds
 
 __all__ = ["JudgeCaller", "Messages"]
 

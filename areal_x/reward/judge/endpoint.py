@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from areal_x.api.errors import ConfigError, MissingExtraError
-from areal_x.reward.judge.faults import Fault, connection_fault, retry_after_seconds, status_fault_kind
+from areal_x.reward.judge.faults import Fault, connection_fault, status_fault_kind
 from areal_x.reward.judge.gate import ConcurrencyGate
 from areal_x.reward.judge.key_filter import KeyFilter
 from areal_x.reward.judge.rate_limit import RateLimiter
 from areal_x.reward.judge.reply_body import ReplyRefusedError, read_body
 from areal_x.reward.judge.settings import ServerSettings, read_api_key
+from areal_x.reward.retries import retry_after_seconds
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

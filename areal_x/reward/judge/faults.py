@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import email.utils
-import math
-import random
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Fault", "backoff_seconds", "connection_fault", "retry_after_seconds", "status_fault_kind"]
+__all__ = ["Fault", "connection_fault", "status_fault_kind"]
 
-_LONGEST_BACKOFF_SECONDS = 30.0
 _RETRIED = frozenset(
     {"timeout", "dns", "connect", "reset", "truncated", "http_408", "http_409", "http_429", "http_5xx"}
 )
@@ -74,43 +68,3 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = error.__cause__
     return found
-
-
-def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds that ``retry-after-ms`` or ``Retry-After`` (a number or a date, RFC 9110, 10.2.3) asks for.
-
-    Args:
-        headers: with small or any letters, as the mapping looks them up.
-        now: seconds since the epoch; None: the system's clock.
-
-    Returns:
-        0 or more; None where nothing readable is asked for.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
-    try:
-        moment = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, moment - (time.time() if now is None else now))
-
-
-def backoff_seconds(num_faults: int, first: float, retry_after: float | None, chance: float | None = None) -> float:
-    """The pause after the ``num_faults``-th fault of a call.
-
-    ``first`` seconds, doubled with each fault up to 30 s, of which a random half is taken off, so that calls that
-    failed together do not come back together. What the server asks for is never undercut.
-
-    Args:
-        chance: 0 to 1; None: random.
-    """
-    chance = random.random() if chance is None else chance
-    if retry_after is not None:
-        return retry_after + chance * min(first, 0.1 * retry_after + 0.01)
-    # The exponent is capped, since 2.0**1024 overflows.
-    return min(first * 2.0 ** min(num_faults - 1, 30), _LONGEST_BACKOFF_SECONDS) * (1.0 - 0.5 * chance)

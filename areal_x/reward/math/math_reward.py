@@ -11,7 +11,7 @@ from areal_x.reward.math.finding import find_answer, find_gold
 from areal_x.reward.math.grading import MathGrader, is_equal
 from areal_x.reward.math.slime_grader import grade_math
 from areal_x.reward.math.symbolic import verify_text
-from areal_x.reward.registry import register_reward
+from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["MathReward"]
 
@@ -21,6 +21,7 @@ __all__ = ["MathReward"]
     datasets=["math-500", "math500", "hendrycks_math", "competition_math", "aime_2024", "aime_2025"],
     extracts='the last \\boxed{}, else #### line, else "answer is", else the last value',
     returns="1 or 0",
+    boxed_as=IN_A_BOX,
 )
 class MathReward(MathGrader):
     r"""1 if the last ``\boxed{}`` (else ``####`` line, "answer is", last value) is the gold to Math-Verify; else 0.

@@ -13,7 +13,7 @@ from areal_x.reward.math.finding import FoundAnswer, find_answer, find_gold
 from areal_x.reward.math.grading import MathGrader, is_equal, refusal
 from areal_x.reward.math.slime_grader import grade_dapo, grade_deepscaler
 from areal_x.reward.math.slime_strings import dapo_form, hendrycks_form
-from areal_x.reward.registry import register_reward
+from areal_x.reward.registry import IN_A_BOX, register_reward
 
 __all__ = ["DapoReward", "DeepScalerReward"]
 
@@ -26,6 +26,7 @@ _ANSWER_LINE_WINDOW = 2000
     datasets=["deepscaler-preview-dataset"],
     extracts="the last \\boxed{} outside of the thought",
     returns="1 or 0",
+    boxed_as=IN_A_BOX,
 )
 class DeepScalerReward(MathGrader):
     r"""1 if the last ``\boxed{}`` outside of the thought equals the gold, as text or by Math-Verify; else 0.
@@ -73,6 +74,7 @@ def _same(gold: FoundAnswer, found: FoundAnswer, grader: MathGrader) -> bool:
     datasets=["dapo-math-17k"],
     extracts="the last Answer: line, else the last \\boxed{}",
     returns="1 or -1",
+    boxed_as="Answer: {}",
 )
 class DapoReward(MathGrader):
     r"""+1 if the last ``Answer:`` line (else the last ``\boxed{}``) equals the gold by Math-Verify; else -1.

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from areal_x.api.reward_records import RewardError, RewardTimeoutError
-from areal_x.reward.remote.faults import FAULT_KINDS, SHOWN_CHARACTERS, AttemptError, backoff_seconds
+from areal_x.reward.remote.faults import FAULT_KINDS, SHOWN_CHARACTERS, AttemptError
 from areal_x.reward.remote.messages import ReplyError, TruncatedReplyError, parse_json
 from areal_x.reward.remote.secret_headers import SecretHeaders
 from areal_x.reward.remote.servers import Attempt, Server, ServerSet
 from areal_x.reward.remote.urls import Target
+from areal_x.reward.retries import backoff_seconds
 
 if TYPE_CHECKING:
     from areal_x.reward.remote.transport import HttpTransport
 
 __all__ = ["CallLimits", "RemoteRewardError", "ServersClient"]
 
-_LONGEST_BACKOFF_SECONDS = 30.0
 _ENDINGS = ("succeeded", "failed", "timed_out", "cancelled")
 
 
@@ -123,8 +123,7 @@ class ServersClient:
                     raise RemoteRewardError(f"{server.target.origin}: {error}") from None
                 last = error
                 faults[server] += 1
-                longest = _LONGEST_BACKOFF_SECONDS
-                pause = backoff_seconds(faults[server], error.retry_after, limits.backoff_seconds, longest)
+                pause = backoff_seconds(faults[server], limits.backoff_seconds, error.retry_after)
                 not_before[server] = time.monotonic() + pause
         raise self._given_up(f"max_attempts={limits.max_attempts}", last)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import email.utils
-import random
-import time
 from typing import Literal, get_args
 
-__all__ = ["FAULT_KINDS", "SHOWN_CHARACTERS", "AttemptError", "FaultKind", "backoff_seconds", "retry_after_seconds"]
+__all__ = ["FAULT_KINDS", "SHOWN_CHARACTERS", "AttemptError", "FaultKind"]
 
 FaultKind = Literal[
     "connect", "reset", "timeout", "http_429", "http_5xx", "bad_json",
@@ -47,31 +44,3 @@ class AttemptError(Exception):
     def is_answer(self) -> bool:
         """Whether the server is alive and answered, though not with a reward."""
         return self.kind not in _NO_ANSWERS
-
-
-def retry_after_seconds(header: str | None, now: float | None = None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for: a number, or a date (RFC 9110, 10.2.3). None: nothing readable.
-
-    Args:
-        now: seconds since the epoch; None: the system's clock.
-    """
-    if header is None:
-        return None
-    text = header.strip()
-    if text.replace(".", "", 1).isdecimal() and text.isascii():
-        return float(text)
-    try:
-        moment = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, moment - (time.time() if now is None else now))
-
-
-def backoff_seconds(num_faults: int, retry_after: float | None, first: float, longest: float) -> float:
-    """How long a call leaves a server alone after its ``num_faults``-th fault there.
-
-    Doubles from ``first`` up to ``longest``, times a random factor of 0.5 to 1, so that calls that failed together do
-    not come back together. A ``Retry-After`` is kept in full and spread over another tenth.
-    """
-    pause = min(longest, first * 2.0 ** min(num_faults - 1, 30)) * random.uniform(0.5, 1.0)
-    return pause if retry_after is None else max(pause, retry_after * random.uniform(1.0, 1.1))

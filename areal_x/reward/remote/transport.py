@@ -11,9 +11,10 @@ import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from areal_x.reward.remote.faults import SHOWN_CHARACTERS, AttemptError, retry_after_seconds
+from areal_x.reward.remote.faults import SHOWN_CHARACTERS, AttemptError
 from areal_x.reward.remote.secret_headers import SecretHeaders
 from areal_x.reward.remote.urls import HostPolicy, Target, TargetError, check_address, parse_url
+from areal_x.reward.retries import retry_after_seconds
 
 __all__ = ["CheckedResolver", "HttpTransport"]
 
@@ -147,9 +148,9 @@ class HttpTransport:
         limit = len(start[:SHOWN_CHARACTERS].decode(errors="replace"))
         text = f"HTTP {status} {self._secrets.hide(start.decode(errors='replace'), limit)}".strip()
         if status == 429:
-            raise AttemptError("http_429", text, retry_after_seconds(response.headers.get("Retry-After")))
+            raise AttemptError("http_429", text, retry_after_seconds(response.headers))
         if status >= 500:
-            raise AttemptError("http_5xx", text, retry_after_seconds(response.headers.get("Retry-After")))
+            raise AttemptError("http_5xx", text, retry_after_seconds(response.headers))
         raise AttemptError("http_4xx", text)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
