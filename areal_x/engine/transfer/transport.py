@@ -1,0 +1,75 @@
+"""The contract of a way for weights: staged once, then loaded by any number of servers.
+
+A publication goes like this (``engine/servers/publication.py``):
+
+    write(version)                      the trainer's thread: weights are copied out and may change again
+    join_orders / join                  before anything pauses, if the set of servers changed
+    pause → begin → load ‖ send → finish(version) → resume        for all servers at once
+
+``load`` is what each server does when it is told ``load_order()``; ``send`` is the trainer's part of it, which only
+collective ways (broadcasts) have.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WeightTransport"]
+
+Order = dict[str, Any]
+"""What a server is told, as JSON: ``way`` and that way's own arguments."""
+
+
+class WeightTransport(ABC):
+    """One way in which staged weights reach servers. Methods block and are called on threads, never two at once."""
+
+    way: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Size of one copy of the weights as servers get them."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int | None:
+        """The version staged last, ``None`` before the first."""
+
+    @abstractmethod
+    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Stage ``version``: copy the weights out; they may change again once this returns.
+
+        Raises:
+            EngineError: a tensor is missing, unknown or of another shape; the version staged before stays valid.
+        """
+
+    def join_orders(self, num_servers: int) -> list[Order]:
+        """What each server is told before its first load, and again when their number changes. Empty: nothing."""
+        return []
+
+    def join(self) -> None:  # noqa: B027 (most ways have nothing to do)
+        """The trainer's part of joining; runs while the servers carry out ``join_orders``.
+
+        Raises:
+            EngineError: a server did not come in time.
+        """
+
+    @abstractmethod
+    def load_order(self) -> Order:
+        """What each server is told in order to load the version staged last."""
+
+    def send(self) -> None:  # noqa: B027 (most ways have nothing to do)
+        """The trainer's part of loading; runs while the servers carry out ``load_order``.
+
+        Raises:
+            EngineError: a server did not take its part in time.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds. Safe to call twice."""
