@@ -1,0 +1,47 @@
+"""What a server is started with: the settings that both kinds share, and the command that each kind makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["LaunchCommand", "LaunchSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSettings:
+    """One server to start. ``gpus`` is empty on a CPU; ``weights`` is the way of ``WeightTransport.way``."""
+
+    python: Path
+    model_path: str
+    host: str
+    port: int
+    dtype: str
+    max_length: int
+    num_slots: int
+    """Sequences that this server decodes at once."""
+    gpus: tuple[int, ...] = ()
+    num_threads: int = 1
+    seed: int = 0
+    weights: str = "disk"
+    kv_on_update: str = "recompute"
+    quantization: str | None = None
+    memory_fraction: float = 0.85
+    kv_cache_gib: float = 1.0
+    stream_interval: int = 16
+    can_sleep: bool = False
+    """Colocated with the trainer: it gives its memory back while the trainer works."""
+    lora_rank: int = 0
+    """The largest rank of adapters that it serves; 0: none."""
+    trust_remote_code: bool = False
+    api_key: str | None = field(default=None, repr=False)
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchCommand:
+    """The command line, and the variables that it adds to this process's environment. No key is on a command line."""
+
+    argv: list[str]
+    env: dict[str, str] = field(repr=False)
