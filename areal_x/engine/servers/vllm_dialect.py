@@ -1,0 +1,267 @@
+"""vLLM's words: ``/inference/v1/generate`` (token in, token out) and the routes of its development mode.
+
+Facts of vLLM 0.32.0 that the code rests on:
+
+- a route of administration knows a request as ``generate-tokens-<id>``; the bare id is accepted and ends nothing;
+- ``pause?mode=keep`` preempts what runs and drops its keys and values unless ``clear_cache=false``;
+- ``wake_up`` with all memory resident resumes by itself, so the cache's memory comes back only in ``resume``;
+- a NaN or missing log-probability is sent as -9999.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from areal_x.api.records import ModelRequest
+from areal_x.engine.servers.dialect import (
+    Finish,
+    KvOnUpdate,
+    Piece,
+    ReplyReader,
+    ServerDialect,
+    ServerError,
+    ServerFacts,
+)
+
+if TYPE_CHECKING:
+    from areal_x.engine.servers.client import ServerClient
+
+__all__ = ["VllmDialect", "VllmReply"]
+
+_GENERATE = "/inference/v1/generate"
+_ID_PREFIX = "generate-tokens-"
+_NO_LOGPROB = -9999.0
+_FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
+_MAX_SEED = 2**63 - 1
+_PAUSES = {
+    "recompute": {"mode": "keep", "clear_cache": "true"},
+    "keep": {"mode": "keep", "clear_cache": "false"},
+    "abort": {"mode": "abort", "clear_cache": "true"},
+}
+_NO_EXTENSION = "has no attribute"
+
+
+class VllmDialect(ServerDialect):
+    """One server of vLLM, 0.32.
+
+    Args:
+        adapter: name of the LoRA adapter that requests are answered by; default: the model itself.
+    """
+
+    name = "vllm"
+    generate_path = _GENERATE
+
+    def __init__(self, adapter: str | None = None) -> None:
+        self._adapter = adapter
+
+    def request_body(
+        self, request: ModelRequest, request_id: str, input_ids: list[int], max_new_tokens: int, seed: int | None
+    ) -> dict[str, Any]:
+        """See ``ServerDialect.request_body``."""
+        sampling = request.sampling
+        wanted: dict[str, Any] = {
+            "max_tokens": max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "logprobs": 0,  # Of the sampled token alone.
+            "ignore_eos": sampling.ignore_eos,
+            "detokenize": bool(sampling.stop),
+        }
+        if seed is not None:
+            wanted["seed"] = seed & _MAX_SEED
+        if sampling.stop_token_ids:
+            wanted["stop_token_ids"] = list(sampling.stop_token_ids)
+        if sampling.stop:
+            wanted["stop"] = list(sampling.stop)
+            wanted["include_stop_str_in_output"] = True
+        body: dict[str, Any] = {
+            "request_id": request_id,
+            "token_ids": input_ids,
+            "sampling_params": wanted,
+            "stream": True,
+        }
+        if self._adapter is not None:
+            body["model"] = self._adapter
+        return body
+
+    def reply_reader(self) -> ReplyReader:
+        """See ``ServerDialect.reply_reader``."""
+        return VllmReply()
+
+    async def facts(self, server: ServerClient) -> ServerFacts:
+        """See ``ServerDialect.facts``."""
+        listed = await server.get("/v1/models")
+        models = [card for card in listed["data"] if not card.get("parent")]
+        named = [card for card in models if not server.model_name or card["id"] == server.model_name]
+        if not named:
+            names = ", ".join(card["id"] for card in models)
+            raise ServerError(
+                f"{server.base_url} serves no model {server.model_name!r}, but {names}; set rollout.server.model_name"
+            )
+        try:
+            await server.get("/is_paused")
+        except ServerError as error:
+            raise ServerError(
+                f"{server.base_url} has no routes to pause and update it; start vLLM with VLLM_SERVER_DEV_MODE=1 "
+                f"({error})",
+                error.status,
+            ) from error
+        await _probe_generation(server)
+        return ServerFacts(named[0]["id"], named[0].get("max_model_len"))
+
+    async def abort(self, server: ServerClient, request_id: str) -> None:
+        """See ``ServerDialect.abort``."""
+        await server.post("/abort_requests", {"request_ids": [_ID_PREFIX + request_id]})
+
+    async def pause(self, server: ServerClient, kv_on_update: KvOnUpdate) -> None:
+        """See ``ServerDialect.pause``."""
+        await server.post("/pause", **_PAUSES[kv_on_update])
+
+    async def resume(self, server: ServerClient) -> None:
+        """See ``ServerDialect.resume``. A server that woke up for its weights gets the memory for keys and values."""
+        state = await server.get("/is_sleeping")
+        if state["is_sleeping"]:
+            await server.post("/wake_up", tags="kv_cache")
+        await server.post("/resume")
+
+    async def join(self, server: ServerClient, order: dict[str, Any]) -> None:
+        """See ``ServerDialect.join``. May be sent again: the group joined before is left."""
+        await server.post("/init_weight_transfer_engine", {"init_info": {"order": order}})
+
+    async def load(self, server: ServerClient, order: dict[str, Any], version: int, kv_on_update: KvOnUpdate) -> None:
+        """See ``ServerDialect.load``.
+
+        Raises:
+            ServerError: also when the server is not paused, where a forward pass could meet half the weights.
+        """
+        state = await server.get("/is_paused")
+        if not state["is_paused"]:
+            raise ServerError(f"{server.base_url} is not paused; weights are only loaded by a paused server")
+        if order["way"] == "lora":
+            await server.post(
+                "/v1/load_lora_adapter",
+                {"lora_name": order["name"], "lora_path": order["path"], "load_inplace": True},
+            )
+            await self.set_version(server, version)
+        elif order["way"] == "disk" and not await _has_extension(server):
+            await _reload_from_disk(server, order["path"])
+            await self.set_version(server, version)
+        else:
+            await _update(server, order, version)
+
+    async def set_version(self, server: ServerClient, version: int) -> None:
+        """See ``ServerDialect.set_version``."""
+        await server.post("/update_weight_version", {"new_version": str(version)})
+
+    async def sleep(self, server: ServerClient) -> None:
+        """See ``ServerDialect.sleep``. Requests in flight stay queued and are computed again afterwards."""
+        await server.post("/sleep", level="2", mode="keep")
+
+    async def wake_up(self, server: ServerClient) -> None:
+        """See ``ServerDialect.wake_up``. The memory for keys and values follows in ``resume``."""
+        await server.post("/wake_up", tags="weights")
+
+
+class VllmReply:
+    """Reads the messages of one streamed reply (see ``ReplyReader``)."""
+
+    def __init__(self) -> None:
+        self._num_tokens = 0
+
+    def read(self, message: bytes) -> Piece | None:
+        """See ``ReplyReader.read``."""
+        try:
+            found = json.loads(message)
+            if "error" in found:
+                raise ServerError(f"vLLM ended the request: {found['error'].get('message', found['error'])}")
+            if not found["choices"]:
+                return None
+            choice = found["choices"][0]
+            ids = [int(token) for token in choice["token_ids"]]
+            content = choice["logprobs"]["content"] if choice["logprobs"] is not None else []
+            logprobs = [float(token["logprob"]) for token in content]
+            reason = choice["finish_reason"]
+            spans = [
+                (int(span["start"]), int(span["end"]), str(span["version"]))
+                for span in choice.get("weight_versions") or ()
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ServerError(f"a reply of vLLM is not what version 0.32 sends: {error!r}") from error
+        if len(logprobs) != len(ids):
+            raise ServerError(f"vLLM sent {len(ids)} tokens with {len(logprobs)} log-probabilities")
+        if any(not _NO_LOGPROB < value <= 1e-3 for value in logprobs):
+            raise ServerError(f"vLLM sent a log-probability that is none: {logprobs}; are the weights finite?")
+        self._num_tokens += len(ids)
+        if reason is None:
+            return Piece(ids, logprobs)
+        if reason not in _FINISHES:
+            raise ServerError(f"vLLM ended the request with {reason!r}")
+        return Piece(ids, logprobs, Finish(_FINISHES[reason], _checked_spans(spans, self._num_tokens)))
+
+
+def _checked_spans(spans: list[tuple[int, int, str]], num_tokens: int) -> list[tuple[int, int, int]]:
+    """Spans with numbers as versions that cover all tokens without gaps."""
+    checked: list[tuple[int, int, int]] = []
+    end = 0
+    for start, stop, version in spans:
+        if start != end or not version.lstrip("-").isdigit():
+            raise ServerError(f"vLLM sent the version spans {spans}; was the server given a version before it served?")
+        if stop > start:
+            checked.append((start, stop, int(version)))
+        end = stop
+    if end != num_tokens:
+        raise ServerError(f"vLLM sent version spans {spans} for {num_tokens} tokens")
+    return checked
+
+
+async def _probe_generation(server: ServerClient) -> None:
+    try:
+        await server.post(_GENERATE, {})
+    except ServerError as error:
+        if error.status in (403, 404):
+            raise ServerError(
+                f"{server.base_url} has no {_GENERATE}; start vLLM with --enable-scale-out ({error})", error.status
+            ) from error
+        if error.status not in (400, 422):
+            raise
+    else:
+        raise ServerError(f"{server.base_url}{_GENERATE} took a request without tokens; is this vLLM 0.32?")
+
+
+async def _update(server: ServerClient, order: dict[str, Any], version: int) -> None:
+    try:
+        await server.post("/start_weight_update")
+    except ServerError as error:
+        # Left open by an update whose connection broke between two steps; the worker loads in whole anyway.
+        if "already active" not in str(error):
+            raise
+    await server.post("/update_weights", {"update_info": {"order": order}})
+    await server.post("/finish_weight_update", {"weight_version": str(version)})
+
+
+async def _has_extension(server: ServerClient) -> bool:
+    """Whether the worker has this library's extension, so that all ways work there."""
+    try:
+        await server.post("/collective_rpc", {"method": "areal_x_ways"})
+    except ServerError as error:
+        if _NO_EXTENSION in str(error):
+            return False
+        raise
+    return True
+
+
+async def _reload_from_disk(server: ServerClient, path: str) -> None:
+    """Load on a server that somebody else started without this library's extension."""
+    config = json.loads((Path(path) / "config.json").read_text())
+    if config.get("tie_word_embeddings"):
+        info = await server.get("/server_info", config_format="json")
+        device = info["vllm_config"]["device_config"]["device_type"]
+        if device == "cpu":
+            raise ServerError(
+                f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
+                "embeddings when it reloads; let the run start its servers, or use a model with untied embeddings"
+            )
+    await server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
