@@ -5,18 +5,18 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from areal_x.api.check_values import above_zero, at_least, bad_value, one_of, within
 from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import check_library, split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
+from areal_x.api.server_checks import check_engine
 
-__all__ = ["ENGINES", "MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
+__all__ = ["MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
 
-ENGINES = ("embedded",)
-"""Inference back ends that can be chosen."""
 MADE_DATA_SETS = ("arithmetic",)
 """Data sets that are made on the spot, so that no file is looked for."""
 MODEL_INIT_KEYS = (
@@ -49,41 +49,14 @@ def check_config(config: ExperimentConfig) -> None:
         check(config)
 
 
-def _fail(key: str, value: object, fix: str) -> ConfigError:
-    return ConfigError(f"{key}={value}: {fix}")
-
-
-def _at_least(key: str, value: float | None, bound: float) -> None:
-    if value is not None and not (math.isfinite(value) and value >= bound):
-        raise _fail(key, value, f"must be {bound:g} or more")
-
-
-def _above_zero(key: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise _fail(key, value, "must be above 0")
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise _fail(key, value, f"must be from {low:g} to {high:g}")
-
-
-def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
-    choices = sorted(choices)
-    if value in choices:
-        return
-    close = difflib.get_close_matches(value, choices, n=1)
-    raise _fail(key, value, f"did you mean {close[0]}?" if close else f"must be one of {', '.join(choices)}")
-
-
 def _check_run(config: ExperimentConfig) -> None:
     name = config.name
     if not name or name == "???":
-        raise _fail("name", name, "give the run a name")
+        raise bad_value("name", name, "give the run a name")
     if name in (".", "..") or any(sign in name for sign in "/\\\0\n"):
-        raise _fail("name", name, "the name becomes a folder, so it must not hold / or a line break")
+        raise bad_value("name", name, "the name becomes a folder, so it must not hold / or a line break")
     if not 0 <= config.seed < 2**63:
-        raise _fail("seed", config.seed, "must be from 0 to 2**63 - 1")
+        raise bad_value("seed", config.seed, "must be from 0 to 2**63 - 1")
     _check_writable(Path(config.runs_dir))
 
 
@@ -93,9 +66,9 @@ def _check_writable(runs_dir: Path) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise _fail("runs_dir", runs_dir, f"{folder} is a file, not a folder")
+        raise bad_value("runs_dir", runs_dir, f"{folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _fail("runs_dir", runs_dir, f"{folder} cannot be written to")
+        raise bad_value("runs_dir", runs_dir, f"{folder} cannot be written to")
 
 
 def names_a_file(path: str) -> bool:
@@ -109,71 +82,71 @@ def _check_data_file(key: str, value: str | None) -> None:
         return
     path = Path(value).expanduser()
     if path.is_dir():
-        raise _fail(key, value, "is a folder; name a file in it")
+        raise bad_value(key, value, "is a folder; name a file in it")
     if not path.exists():
-        raise _fail(key, value, f"no such file{_searched(value)}")
+        raise bad_value(key, value, f"no such file{_searched(value)}")
     if path.stat().st_size == 0:
-        raise _fail(key, value, "the file is empty")
+        raise bad_value(key, value, "the file is empty")
     if not os.access(path, os.R_OK):
-        raise _fail(key, value, "the file cannot be read")
+        raise bad_value(key, value, "the file cannot be read")
     if not path.name.lower().endswith(_DATA_SUFFIXES):
-        raise _fail(key, value, f"must end in one of {', '.join(_DATA_SUFFIXES)}")
+        raise bad_value(key, value, f"must end in one of {', '.join(_DATA_SUFFIXES)}")
 
 
 def _check_data(config: ExperimentConfig) -> None:
     data = config.data
     if data.path in ("", "???"):
-        raise _fail("data.path", data.path, "name a file, a data set on the hub, or arithmetic")
+        raise bad_value("data.path", data.path, "name a file, a data set on the hub, or arithmetic")
     _check_data_file("data.path", data.path)
     if "/" not in data.path and ":" not in data.path and data.path not in MADE_DATA_SETS:
         close = difflib.get_close_matches(data.path, MADE_DATA_SETS, n=1, cutoff=0.75)
         if close and not names_a_file(data.path):
-            raise _fail("data.path", data.path, f"did you mean {close[0]}?")
+            raise bad_value("data.path", data.path, f"did you mean {close[0]}?")
     _check_data_file("data.eval_path", data.eval_path)
     _check_data_file("sft.path", config.sft.path if config.sft.enabled else None)
-    _at_least("data.limit", data.limit, 1)
+    at_least("data.limit", data.limit, 1)
     if not data.prompt_key:
-        raise _fail("data.prompt_key", repr(data.prompt_key), "name the column that holds the prompt")
+        raise bad_value("data.prompt_key", repr(data.prompt_key), "name the column that holds the prompt")
     if data.system_prompt is not None and not data.chat_template:
         raise ConfigError("data.system_prompt needs data.chat_template=true: without a template there are no messages")
 
 
 def _check_model(config: ExperimentConfig) -> None:
     model = config.model
-    if model.path is None and model.init is None:
+    if model.path is None and model.init is None and config.rollout.engine != "openai":
         raise ConfigError("model.path is not set; name a model, or set model.init to make a new one")
-    _one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
+    one_of("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
     if model.device not in ("auto", "cpu", "cuda") and not model.device.removeprefix("cuda:").isdecimal():
-        raise _fail("model.device", model.device, "must be one of auto, cpu, cuda, or cuda:0 and so on")
+        raise bad_value("model.device", model.device, "must be one of auto, cpu, cuda, or cuda:0 and so on")
     if model.path is not None:
         _check_model_directory(model.path)
     for key, value in (model.init or {}).items():
-        _one_of("model.init key", str(key), MODEL_INIT_KEYS)
+        one_of("model.init key", str(key), MODEL_INIT_KEYS)
         if isinstance(value, int) and not isinstance(value, bool):
-            _at_least(f"model.init.{key}", value, 1)
+            at_least(f"model.init.{key}", value, 1)
     if model.init is not None:
         _check_model_sizes(model.init)
 
 
 def _check_model_sizes(init: dict[str, object]) -> None:
-    _one_of("model.init.architecture", str(init.get("architecture", "qwen3")), ("qwen3",))
-    _one_of("model.init.tokenizer", str(init.get("tokenizer", "bpe")), ("bpe", "characters"))
+    one_of("model.init.architecture", str(init.get("architecture", "qwen3")), ("qwen3",))
+    one_of("model.init.tokenizer", str(init.get("tokenizer", "bpe")), ("bpe", "characters"))
     heads, kv_heads = init.get("num_heads"), init.get("num_kv_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise _fail("model.init.num_kv_heads", kv_heads, f"must divide num_heads={heads}")
+        raise bad_value("model.init.num_kv_heads", kv_heads, f"must divide num_heads={heads}")
 
 
 def _check_model_directory(path: str) -> None:
     directory = Path(path).expanduser()
     if directory.is_file():
-        raise _fail("model.path", path, "is a file; name the folder that holds config.json")
+        raise bad_value("model.path", path, "is a file; name the folder that holds config.json")
     if directory.is_dir():
         if not (directory / "config.json").is_file():
-            raise _fail(
+            raise bad_value(
                 "model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format"
             )
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or path.partition("/")[0] in ("models", "runs"):
-        raise _fail(
+        raise bad_value(
             "model.path",
             path,
             "no such folder; make a small model with areal-x init-model, or write a hub name as organisation/name",
@@ -181,42 +154,43 @@ def _check_model_directory(path: str) -> None:
 
 
 def _check_sampling(key: str, sampling: SamplingConfig, training: bool) -> None:
-    _at_least(f"{key}.max_new_tokens", sampling.max_new_tokens, 1)
-    _at_least(f"{key}.temperature", sampling.temperature, 0)
+    at_least(f"{key}.max_new_tokens", sampling.max_new_tokens, 1)
+    at_least(f"{key}.temperature", sampling.temperature, 0)
     if training and sampling.temperature == 0:
-        raise _fail(f"{key}.temperature", 0, "greedy samples of a prompt are all alike; training needs it above 0")
+        raise bad_value(f"{key}.temperature", 0, "greedy samples of a prompt are all alike; training needs it above 0")
     if not 0 < sampling.top_p <= 1:
-        raise _fail(f"{key}.top_p", sampling.top_p, "must be above 0 and at most 1")
-    _at_least(f"{key}.top_k", sampling.top_k, 0)
+        raise bad_value(f"{key}.top_p", sampling.top_p, "must be above 0 and at most 1")
+    at_least(f"{key}.top_k", sampling.top_k, 0)
     for name, value, whole in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
         if training and value != whole:
             why = "training needs untruncated samples, because its log-probabilities are those of temperature alone"
-            raise _fail(f"{key}.{name}", value, f"{why}; use {whole}")
+            raise bad_value(f"{key}.{name}", value, f"{why}; use {whole}")
     if any(not text for text in sampling.stop):
-        raise _fail(f"{key}.stop", sampling.stop, "a stop string must not be empty")
+        raise bad_value(f"{key}.stop", sampling.stop, "a stop string must not be empty")
     if any(token < 0 for token in sampling.stop_token_ids):
-        raise _fail(f"{key}.stop_token_ids", sampling.stop_token_ids, "token ids must be 0 or more")
+        raise bad_value(f"{key}.stop_token_ids", sampling.stop_token_ids, "token ids must be 0 or more")
 
 
 def _check_rollout(config: ExperimentConfig) -> None:
     rollout = config.rollout
-    _one_of("rollout.engine", rollout.engine, ENGINES)
-    _one_of("rollout.kv_on_update", rollout.kv_on_update, ("recompute", "keep"))
+    check_engine(config)
     for name in ("group_size", "num_slots", "num_threads", "max_failures_in_a_row"):
-        _at_least(f"rollout.{name}", getattr(rollout, name), 1)
-    _at_least("rollout.max_staleness", rollout.max_staleness, 0)
-    _at_least("rollout.max_length", rollout.max_length, 2)
-    _at_least("rollout.max_concurrent", rollout.max_concurrent, 1)
-    _above_zero("rollout.episode_timeout_seconds", rollout.episode_timeout_seconds)
+        at_least(f"rollout.{name}", getattr(rollout, name), 1)
+    at_least("rollout.max_staleness", rollout.max_staleness, 0)
+    at_least("rollout.max_length", rollout.max_length, 2)
+    at_least("rollout.max_concurrent", rollout.max_concurrent, 1)
+    above_zero("rollout.episode_timeout_seconds", rollout.episode_timeout_seconds)
     _check_sampling("rollout.sampling", rollout.sampling, training=True)
     if rollout.sampling.max_new_tokens >= rollout.max_length:
-        raise _fail(
+        raise bad_value(
             "rollout.sampling.max_new_tokens",
             rollout.sampling.max_new_tokens,
             f"leaves no room for a prompt in rollout.max_length={rollout.max_length}",
         )
     if rollout.max_concurrent is not None and rollout.max_concurrent < rollout.group_size:
-        raise _fail("rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}")
+        raise bad_value(
+            "rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}"
+        )
     _check_reference("rollout.filter", rollout.filter)
 
 
@@ -228,9 +202,9 @@ def _check_reference(key: str, value: str | None) -> None:
     library, path = split_library(value)
     file, _, name = path.partition(":")
     if not name and library is None:
-        raise _fail(key, value, f"write {file}:NAME, with the name of what to take from the file")
+        raise bad_value(key, value, f"write {file}:NAME, with the name of what to take from the file")
     if not Path(file).expanduser().is_file():
-        raise _fail(key, value, f"no such file: {file}{_searched(file)}")
+        raise bad_value(key, value, f"no such file: {file}{_searched(file)}")
 
 
 def _searched(file: str) -> str:
@@ -241,11 +215,11 @@ def _searched(file: str) -> str:
 
 def _check_reward(config: ExperimentConfig) -> None:
     reward = config.reward
-    _above_zero("reward.timeout_seconds", reward.timeout_seconds)
-    _at_least("reward.num_workers", reward.num_workers, 1)
-    _above_zero("reward.memory_limit_gib", reward.memory_limit_gib)
-    _within("reward.max_failure_rate", reward.max_failure_rate, 0, 1)
-    _at_least("reward.failure_window", reward.failure_window, 1)
+    above_zero("reward.timeout_seconds", reward.timeout_seconds)
+    at_least("reward.num_workers", reward.num_workers, 1)
+    above_zero("reward.memory_limit_gib", reward.memory_limit_gib)
+    within("reward.max_failure_rate", reward.max_failure_rate, 0, 1)
+    at_least("reward.failure_window", reward.failure_window, 1)
     _check_reference("reward.fn", reward.fn)
     _check_reference("reward.post_process", reward.post_process)
     _check_reference("workflow.path", config.workflow.path)
@@ -255,10 +229,10 @@ def _check_reward(config: ExperimentConfig) -> None:
         except ValueError:
             finite = False
         if not finite:
-            raise _fail("reward.on_failure", reward.on_failure, "must be drop, mask, raise or a number")
+            raise bad_value("reward.on_failure", reward.on_failure, "must be drop, mask, raise or a number")
     for key, value in (("reward_key", reward.reward_key), ("eval_reward_key", reward.eval_reward_key)):
         if value == "":
-            raise _fail(f"reward.{key}", "''", "name the key of the reward in a returned dict")
+            raise bad_value(f"reward.{key}", "''", "name the key of the reward in a returned dict")
     _check_several_rewards(config)
     _check_shaping(config)
 
@@ -268,21 +242,21 @@ def _check_several_rewards(config: ExperimentConfig) -> None:
     for key, value in (("fn", reward.fn), ("kwargs", reward.kwargs or None), ("group", reward.group)):
         if reward.rewards and value is not None:
             fix = "reward.rewards is set, too; say it there, for the reward that it belongs to"
-            raise _fail(f"reward.{key}", value, fix)
+            raise bad_value(f"reward.{key}", value, fix)
     for name, part in reward.rewards.items():
         key = f"reward.rewards.{name}"
         if not name or "/" in name or name in RESERVED_NAMES:
             fix = f"a reward's name must not be empty, hold a / or be one of {', '.join(RESERVED_NAMES)}"
-            raise _fail(key, name, fix)
+            raise bad_value(key, name, fix)
         if not math.isfinite(part.weight):
-            raise _fail(f"{key}.weight", part.weight, "must be a finite number")
+            raise bad_value(f"{key}.weight", part.weight, "must be a finite number")
         if not part.reward_key:
-            raise _fail(f"{key}.reward_key", repr(part.reward_key), "name the key of the reward in a returned dict")
-        _above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
+            raise bad_value(f"{key}.reward_key", repr(part.reward_key), "name the key of the reward in a returned dict")
+        above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
         _check_reference(f"{key}.fn", part.fn)
     if reward.rewards and not any(part.weight for part in reward.rewards.values()):
-        raise _fail("reward.rewards", "all weights 0", "nothing could be learnt; give one of them another weight")
-    _one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
+        raise bad_value("reward.rewards", "all weights 0", "nothing could be learnt; give one of them another weight")
+    one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
     if reward.aggregation == "normalize_then_sum":
         _check_normalized_sum(reward)
 
@@ -291,49 +265,49 @@ def _check_normalized_sum(reward: RewardConfig) -> None:
     shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens
     if any(shapes) or (reward.scale, reward.bias) != (1.0, 0.0):
         fix = "scale, bias, clip, overlong and post_process change the sum; they need sum_then_normalize"
-        raise _fail("reward.aggregation", reward.aggregation, fix)
+        raise bad_value("reward.aggregation", reward.aggregation, fix)
     if not reward.rewards:
-        raise _fail("reward.aggregation", reward.aggregation, "there is one reward; list several in reward.rewards")
+        raise bad_value("reward.aggregation", reward.aggregation, "there is one reward; list several in reward.rewards")
     if reward.on_failure not in ("drop", "mask", "raise"):
         fix = "a number cannot stand for several rewards; use drop, mask or raise with normalize_then_sum"
-        raise _fail("reward.on_failure", reward.on_failure, fix)
+        raise bad_value("reward.on_failure", reward.on_failure, fix)
     if reward.reward_key != DEFAULT_REWARD_KEY:
         fix = "picks one of several rewards; with normalize_then_sum each counts by its weight"
-        raise _fail("reward.reward_key", reward.reward_key, fix)
+        raise bad_value("reward.reward_key", reward.reward_key, fix)
 
 
 def _check_shaping(config: ExperimentConfig) -> None:
     reward = config.reward
     if reward.scale == 0:
-        raise _fail("reward.scale", 0, "makes all rewards equal, so nothing could be learnt")
+        raise bad_value("reward.scale", 0, "makes all rewards equal, so nothing could be learnt")
     for name, value in (("scale", reward.scale), ("bias", reward.bias)):
         if not math.isfinite(value):
-            raise _fail(f"reward.{name}", value, "must be a finite number")
+            raise bad_value(f"reward.{name}", value, "must be a finite number")
     if reward.clip is not None and (len(reward.clip) != 2 or not reward.clip[0] < reward.clip[1]):
-        raise _fail("reward.clip", reward.clip, "must be two numbers, the lower one first")
-    _at_least("reward.overlong.penalty", reward.overlong.penalty, 0)
+        raise bad_value("reward.clip", reward.clip, "must be two numbers, the lower one first")
+    at_least("reward.overlong.penalty", reward.overlong.penalty, 0)
     limit = config.rollout.sampling.max_new_tokens
     if not 0 <= reward.overlong.buffer_tokens <= limit:
         fix = f"must be from 0 to rollout.sampling.max_new_tokens={limit}"
-        raise _fail("reward.overlong.buffer_tokens", reward.overlong.buffer_tokens, fix)
+        raise bad_value("reward.overlong.buffer_tokens", reward.overlong.buffer_tokens, fix)
 
 
 def _check_algorithm(config: ExperimentConfig) -> None:
     algorithm = config.algorithm
-    _one_of("algorithm.name", algorithm.name, ("grpo",))
-    _one_of("algorithm.baseline", algorithm.baseline, BASELINES)
-    _one_of("algorithm.scale_by", algorithm.scale_by, SCALES)
-    _within("algorithm.clip_low", algorithm.clip_low, 0, 1)
-    _at_least("algorithm.clip_high", algorithm.clip_high, 0)
-    _at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)
-    _at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
-    _at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
+    one_of("algorithm.name", algorithm.name, ("grpo",))
+    one_of("algorithm.baseline", algorithm.baseline, BASELINES)
+    one_of("algorithm.scale_by", algorithm.scale_by, SCALES)
+    within("algorithm.clip_low", algorithm.clip_low, 0, 1)
+    at_least("algorithm.clip_high", algorithm.clip_high, 0)
+    at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)
+    at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
+    at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
     if config.rollout.group_size == 1 and algorithm.baseline in ("group_mean", "leave_one_out"):
-        raise _fail(
+        raise bad_value(
             "rollout.group_size", 1, "a group of one has no baseline: its advantage is always 0; use 2 or more samples"
         )
     if algorithm.num_mini_batches > config.groups_per_step:
-        raise _fail(
+        raise bad_value(
             "algorithm.num_mini_batches",
             algorithm.num_mini_batches,
             f"a step has only {config.groups_per_step} groups (train.batch_size / rollout.group_size)",
@@ -342,43 +316,43 @@ def _check_algorithm(config: ExperimentConfig) -> None:
 
 def _check_train(config: ExperimentConfig) -> None:
     train, group_size = config.train, config.rollout.group_size
-    _at_least("train.batch_size", train.batch_size, 1)
+    at_least("train.batch_size", train.batch_size, 1)
     if train.batch_size % group_size:
         near = max(group_size, round(train.batch_size / group_size) * group_size)
-        raise _fail(
+        raise bad_value(
             "train.batch_size",
             train.batch_size,
             f"must be a multiple of rollout.group_size={group_size}, such as {near}",
         )
-    _at_least("train.total_steps", train.total_steps, 0)
-    _at_least("train.learning_rate", train.learning_rate, 0)
-    _one_of("train.lr_schedule", train.lr_schedule, ("constant", "cosine", "linear"))
-    _at_least("train.warmup_steps", train.warmup_steps, 0)
-    _within("train.min_lr_ratio", train.min_lr_ratio, 0, 1)
-    _at_least("train.weight_decay", train.weight_decay, 0)
+    at_least("train.total_steps", train.total_steps, 0)
+    at_least("train.learning_rate", train.learning_rate, 0)
+    one_of("train.lr_schedule", train.lr_schedule, ("constant", "cosine", "linear"))
+    at_least("train.warmup_steps", train.warmup_steps, 0)
+    within("train.min_lr_ratio", train.min_lr_ratio, 0, 1)
+    at_least("train.weight_decay", train.weight_decay, 0)
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
-        raise _fail("train.betas", train.betas, "must be two numbers, each from 0 to below 1")
-    _above_zero("train.max_grad_norm", train.max_grad_norm)
+        raise bad_value("train.betas", train.betas, "must be two numbers, each from 0 to below 1")
+    above_zero("train.max_grad_norm", train.max_grad_norm)
     for name in ("micro_batch_tokens", "part_samples", "logprob_chunk_tokens", "num_threads"):
-        _at_least(f"train.{name}", getattr(train, name), 1)
+        at_least(f"train.{name}", getattr(train, name), 1)
 
 
 def _check_sft(config: ExperimentConfig) -> None:
     sft = config.sft
-    _at_least("sft.steps", sft.steps, 0)
-    _at_least("sft.batch_size", sft.batch_size, 1)
-    _at_least("sft.learning_rate", sft.learning_rate, 0)
-    _at_least("sft.warmup_steps", sft.warmup_steps, 0)
-    _one_of("sft.lr_schedule", sft.lr_schedule, ("constant", "cosine", "linear"))
+    at_least("sft.steps", sft.steps, 0)
+    at_least("sft.batch_size", sft.batch_size, 1)
+    at_least("sft.learning_rate", sft.learning_rate, 0)
+    at_least("sft.warmup_steps", sft.warmup_steps, 0)
+    one_of("sft.lr_schedule", sft.lr_schedule, ("constant", "cosine", "linear"))
 
 
 def _check_evaluation(config: ExperimentConfig) -> None:
     evaluation = config.evaluation
-    _at_least("evaluation.every_steps", evaluation.every_steps, 0)
-    _at_least("evaluation.limit", evaluation.limit, 1)
-    _at_least("evaluation.group_size", evaluation.group_size, 1)
+    at_least("evaluation.every_steps", evaluation.every_steps, 0)
+    at_least("evaluation.limit", evaluation.limit, 1)
+    at_least("evaluation.group_size", evaluation.group_size, 1)
     _check_sampling("evaluation.sampling", evaluation.sampling, training=False)
-    _at_least("observe.trajectories_per_step", config.observe.trajectories_per_step, -1)
+    at_least("observe.trajectories_per_step", config.observe.trajectories_per_step, -1)
 
 
 _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (

@@ -58,7 +58,7 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("rollout.group_size", 1, "no baseline"),
         ("rollout.group_size", 0, "must be 1 or more"),
         ("rollout.max_staleness", -1, "must be 0 or more"),
-        ("rollout.kv_on_update", "drop", "must be one of keep, recompute"),
+        ("rollout.kv_on_update", "drop", "must be one of abort, keep, recompute"),
         ("rollout.num_slots", 0, "must be 1 or more"),
         ("rollout.max_length", 1, "must be 2 or more"),
         ("rollout.max_length", 256, "leaves no room for a prompt"),
