@@ -47,7 +47,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.records import ModelRequest, SamplingParams, TrainBatch, TrajectoryGroup
 from areal_x.engine.train.fsdp_engine import FSDPEngine
-from areal_x.engine.weights import SharedMemorySync
+from areal_x.engine.weights import StagedSync
 from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer import roles, session
@@ -160,7 +160,7 @@ class Parts:
     thread: TrainerThread
     train_engine: FSDPEngine
     engine: InferenceEngine
-    weight_sync: SharedMemorySync
+    weight_sync: StagedSync
     recorded: Recorded
     make_trainer: Callable[[Any, Any], tuple[Trainer, RolloutExecutor]]
 
@@ -176,7 +176,7 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     train_engine = await thread.call(roles.make_train_engine, config, model_path)
     shared = roles.share_weights(train_engine, stack)
     engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
-    weight_sync = SharedMemorySync(train_engine.named_weights, shared, [engine])
+    weight_sync = StagedSync(train_engine.named_weights, shared, [engine])
     await engine.start()
     await session.supervise(run, tokenizer, train_engine)
     train = config.train
@@ -205,7 +205,7 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     return Parts(config, thread, train_engine, engine, weight_sync, recorded, make_trainer)
 
 
-async def publish(train_engine: FSDPEngine, weight_sync: SharedMemorySync) -> None:
+async def publish(train_engine: FSDPEngine, weight_sync: StagedSync) -> None:
     """New weights for the engine."""
     train_engine.version += 1
     await weight_sync.stage(train_engine.version)

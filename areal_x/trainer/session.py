@@ -18,7 +18,7 @@ from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
-from areal_x.engine.weights import SharedMemorySync
+from areal_x.engine.weights import StagedSync
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.data_stream import DataStream
@@ -99,7 +99,7 @@ async def run_training(config: ExperimentConfig) -> None:
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
         shared = roles.share_weights(train_engine, stack)
         engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
-        weight_sync = SharedMemorySync(train_engine.named_weights, shared, [engine])
+        weight_sync = StagedSync(train_engine.named_weights, shared, [engine])
         async with asyncio.TaskGroup() as group:
             group.create_task(engine.start(), name="start the inference engine")
             if config.starts_warm:

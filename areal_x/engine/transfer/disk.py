@@ -1,0 +1,90 @@
+"""Weights as model folders of safetensors files: the way that every server knows, on any host that sees the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from areal_x.api.errors import EngineError
+from areal_x.engine.transfer.layout import TensorLayout
+from areal_x.engine.transfer.safetensors_folder import copy_model_files, write_folder
+from areal_x.engine.transfer.transport import Order, WeightTransport
+
+__all__ = ["DiskTransport"]
+
+_NUM_KEPT = 2
+
+
+class DiskTransport(WeightTransport):
+    """Each version is a new folder under ``directory``; the newest two stay.
+
+    A server that still reads a folder when it goes keeps the files that it has open, and gets an error for those that
+    it has not: no file is ever written a second time, so none is read torn.
+
+    Args:
+        layout: what is written.
+        directory: where to; made when it is not there. Servers must see it under the same path.
+        model_path: its configuration and tokenizer are copied into each folder. Default: weights alone.
+    """
+
+    way: ClassVar[str] = "disk"
+
+    def __init__(self, layout: TensorLayout, directory: Path, model_path: str | None = None) -> None:
+        self._layout = layout
+        self._directory = directory.absolute()
+        self._model_path = model_path if model_path is not None and os.path.isdir(model_path) else None
+        self._folders: list[Path] = []
+        self._version: int | None = None
+        self._num_writes = 0
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(f"{self._directory}, the folder for weights, cannot be made: {error.strerror}") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """See ``WeightTransport.num_bytes``."""
+        return self._layout.num_bytes
+
+    @property
+    def version(self) -> int | None:
+        """See ``WeightTransport.version``."""
+        return self._version
+
+    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See ``WeightTransport.write``.
+
+        Raises:
+            EngineError: bad tensors, or the folder cannot be written (no space); the version before stays valid.
+        """
+        tensors = self._layout.prepared(named_tensors)
+        self._remove(keep=_NUM_KEPT - 1)
+        # The number makes the name new even when a version is staged again, as after a restart from a checkpoint.
+        folder = self._directory / f"v{version}-{os.getpid()}-{self._num_writes}"
+        self._num_writes += 1
+        write_folder(folder, self._layout.specs, tensors, self._add_files)
+        self._folders.append(folder)
+        self._version = version
+
+    def _add_files(self, folder: Path) -> None:
+        if self._model_path is not None:
+            copy_model_files(self._model_path, folder)
+
+    def load_order(self) -> Order:
+        """See ``WeightTransport.load_order``."""
+        if self._version is None:
+            raise EngineError("no weights have been written yet")
+        return {"way": "disk", "path": str(self._folders[-1]), "version": self._version}
+
+    def _remove(self, keep: int) -> None:
+        while len(self._folders) > keep:
+            shutil.rmtree(self._folders.pop(0), ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove all folders. Safe to call twice."""
+        self._remove(keep=0)
