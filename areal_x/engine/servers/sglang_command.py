@@ -1,0 +1,163 @@
+"""How SGLang 0.5.23 is started, on a CPU and on GPUs, and why each flag and variable is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from areal_x.api.errors import ConfigError
+from areal_x.engine.servers import sglang_start
+from areal_x.engine.servers.launch_command import LaunchCommand, LaunchSettings
+
+__all__ = ["SPARE_CONTEXT", "sglang_command"]
+
+SPARE_CONTEXT = 8
+"""Tokens of context that SGLang keeps for itself: it ends a request so many, or fewer, before its context is full."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_BLOCK = [128, 128]
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def sglang_command(settings: LaunchSettings) -> LaunchCommand:
+    """The command line of one server and the variables that it needs.
+
+    Raises:
+        ConfigError: the settings need a GPU, or ``quantization`` is unknown.
+    """
+    on_cpu = not settings.gpus
+    if on_cpu and settings.quantization is not None:
+        raise ConfigError(
+            f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
+            f"{settings.dtype} on this CPU"
+        )
+    # ``-P``: the modules beside the script must not shadow the server's.
+    argv = [str(settings.python), "-P", sglang_start.__file__, "--model-path", settings.model_path]
+    argv += _common_flags(settings)
+    argv += _cpu_flags(settings) if on_cpu else _gpu_flags(settings)
+    if settings.lora_rank:
+        argv += ["--enable-lora", "--max-lora-rank", str(settings.lora_rank), "--lora-target-modules", "all"]
+        # The adapter that serves, and room for requests of the model itself.
+        argv += ["--max-loras-per-batch", "2"]
+    # The user's own words come last: of a flag given twice, SGLang takes the last.
+    argv += settings.args
+    return LaunchCommand(argv, _variables(settings))
+
+
+def _common_flags(settings: LaunchSettings) -> list[str]:
+    flags = ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
+    flags += ["--context-length", str(settings.max_length + SPARE_CONTEXT)]
+    flags += ["--max-running-requests", str(settings.num_slots)]
+    flags += ["--random-seed", str(settings.seed % 2**31)]
+    # Fewer, larger messages, each with new tokens alone.
+    flags += ["--stream-interval", str(settings.stream_interval), "--incremental-streaming-output"]
+    # No sampling defaults from the model's generation_config.json.
+    flags += ["--sampling-defaults", "openai"]
+    # The first request would be the server's own, of any version.
+    flags += ["--skip-server-warmup"]
+    # A line for each HTTP request would bury the lines that tell why a server died.
+    flags += ["--log-level-http", "warning"]
+    if settings.trust_remote_code:
+        flags += ["--trust-remote-code"]
+    model = Path(settings.model_path)
+    if model.is_dir() and not any((model / name).exists() for name in _TOKENIZER_FILES):
+        flags += ["--skip-tokenizer-init"]
+    return flags
+
+
+def _cpu_flags(settings: LaunchSettings) -> list[str]:
+    flags = ["--device", "cpu", "--attention-backend", "torch_native"]
+    # Overlap hides the launches of a GPU's kernels; a CPU has none.
+    flags += ["--disable-overlap-schedule"]
+    # Else keys and values take a share of all memory of the machine.
+    flags += ["--max-total-tokens", str(_cache_tokens(settings))]
+    flags += ["--mem-fraction-static", "0.3"]
+    if settings.lora_rank:
+        flags += ["--lora-backend", "torch_native"]
+    return flags
+
+
+def _gpu_flags(settings: LaunchSettings) -> list[str]:
+    flags = ["--mem-fraction-static", f"{settings.memory_fraction:g}"]
+    if len(settings.gpus) > 1:
+        flags += ["--tensor-parallel-size", str(len(settings.gpus))]
+    if settings.can_sleep:
+        flags += ["--enable-memory-saver"]
+    if settings.quantization is not None:
+        # The weights that come are cast already and bring their scales, so the server is told that its checkpoint is
+        # of that kind; the one on disk is not, so nothing is read from it.
+        override = {"quantization_config": _quantization(settings.quantization)}
+        flags += ["--json-model-override-args", json.dumps(override), "--load-format", "dummy"]
+    return flags
+
+
+def _quantization(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    if name == "fp8_block":
+        return config | {"weight_block_size": _BLOCK}
+    if name != "fp8":
+        raise ConfigError(f"rollout.server.quantization={name} is none of fp8, fp8_block")
+    return config
+
+
+def _cache_tokens(settings: LaunchSettings) -> int:
+    """Tokens that the cache of a server on a CPU holds: all that can be in flight, as far as ``kv_cache_gib`` goes.
+
+    Raises:
+        ConfigError: not even one sequence fits.
+    """
+    longest = settings.max_length + SPARE_CONTEXT
+    wanted = longest * settings.num_slots
+    size = _bytes_per_token(settings)
+    if size is None:
+        return wanted
+    room = int(settings.kv_cache_gib * 2**30) // size
+    if room < longest:
+        raise ConfigError(
+            f"rollout.server.kv_cache_gib={settings.kv_cache_gib:g} holds {room} tokens, fewer than one sequence of "
+            f"rollout.max_length={settings.max_length}; needed: {longest * size / 2**30:.3f} GiB"
+        )
+    return min(wanted, room)
+
+
+def _bytes_per_token(settings: LaunchSettings) -> int | None:
+    """Bytes of keys and values of one token, ``None`` where the model's configuration is elsewhere or does not say."""
+    path = Path(settings.model_path) / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text())
+    try:
+        num_heads = config["num_attention_heads"]
+        num_kv_heads = config.get("num_key_value_heads") or num_heads
+        head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+        return int(2 * config["num_hidden_layers"] * num_kv_heads * head_dim * _BYTES.get(settings.dtype, 4))
+    except KeyError:
+        return None
+
+
+def _variables(settings: LaunchSettings) -> dict[str, str]:
+    variables = {
+        # The few tokens beyond ``max_length`` are never used, but may lie beyond what the model was made for.
+        "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
+        # Log-probabilities of the tempered distribution, whatever this process's environment says.
+        "SGLANG_RETURN_ORIGINAL_LOGPROB": "0",
+        "HF_HUB_OFFLINE": "1" if Path(settings.model_path).is_dir() else "0",
+        "DO_NOT_TRACK": "1",
+        # This project's packages would shadow the server's.
+        "PYTHONPATH": "",
+    }
+    if settings.api_key is not None:
+        variables[sglang_start.KEY_VARIABLE] = settings.api_key
+    if settings.gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, settings.gpus))
+    else:
+        variables |= {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            # Threads of two servers, or of a server and the trainer, spin on each other: ten times slower.
+            "OMP_NUM_THREADS": str(settings.num_threads),
+            # The first request would compile for half a minute.
+            "TORCHDYNAMO_DISABLE": "1",
+        }
+    variables.update(settings.env)
+    return variables
