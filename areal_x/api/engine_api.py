@@ -82,6 +82,18 @@ class InferenceEngine(ABC):
     async def resume(self) -> None:
         """Go on after ``pause``."""
 
+    async def sleep(self) -> None:
+        """Give the device to the trainer: afterwards the engine holds neither weights nor keys and values there.
+
+        Requests wait. The next ``update_weights`` wakes the engine with the new weights, ``wake_up`` with those that it
+        had. By default the engine only pauses.
+        """
+        await self.pause()
+
+    async def wake_up(self) -> None:
+        """Go on after ``sleep`` with the weights of before; by default, as ``resume``."""
+        await self.resume()
+
     @abstractmethod
     async def health(self) -> EngineHealth:
         """Report progress; raises ``EngineDiedError`` when the engine is gone."""

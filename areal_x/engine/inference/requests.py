@@ -8,7 +8,7 @@ from areal_x.api.errors import PromptTooLongError, RequestError
 from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.inference.messages import WireRequest
 
-__all__ = ["check_sampling", "derive_seed", "to_wire"]
+__all__ = ["check_ids", "check_sampling", "derive_seed", "to_wire"]
 
 _MASK = 2**64 - 1
 
@@ -39,14 +39,14 @@ def check_sampling(sampling: SamplingParams, has_tokenizer: bool) -> None:
             raise RequestError("stop strings need a tokenizer beside the model; use stop_token_ids")
 
 
-def to_wire(request: ModelRequest, number: int, batch: int, seed: int, vocab_size: int, max_length: int) -> WireRequest:
-    """Check the ids of a request whose sampling values are checked.
+def check_ids(request: ModelRequest, vocab_size: int, max_length: int) -> None:
+    """Raise for a prompt that cannot be continued.
 
     Raises:
         PromptTooLongError: no room for one token after the prompt.
         RequestError: no prompt, or an id outside the vocabulary.
     """
-    ids, sampling = request.input_ids, request.sampling
+    ids = request.input_ids
     if ids.ndim != 1 or len(ids) == 0:
         raise RequestError(f"{request.request_id}: input_ids must be one row of at least one id, got shape {ids.shape}")
     if len(ids) >= max_length:
@@ -58,9 +58,15 @@ def to_wire(request: ModelRequest, number: int, batch: int, seed: int, vocab_siz
     if int(ids.view("uint32").max()) >= vocab_size:
         bad = next(int(i) for i in ids if not 0 <= i < vocab_size)
         raise RequestError(f"{request.request_id}: id {bad} is outside the model's vocabulary of {vocab_size}")
+
+
+def to_wire(request: ModelRequest, number: int, batch: int, seed: int, vocab_size: int, max_length: int) -> WireRequest:
+    """The compact form of a request whose sampling values are checked; raises as ``check_ids``."""
+    check_ids(request, vocab_size, max_length)
+    sampling = request.sampling
     return WireRequest(
         number,
-        ids.tobytes(),
+        request.input_ids.tobytes(),
         sampling.max_new_tokens,
         sampling.temperature,
         sampling.top_p,

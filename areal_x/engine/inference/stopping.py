@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["end_of_sequence_ids", "find_stop_string", "load_tokenizer"]
+__all__ = ["end_of_sequence_ids", "find_stop_string", "has_tokenizer", "load_tokenizer"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _SPARE_TOKENS = 8
 
 
+def has_tokenizer(model_path: str) -> bool:
+    """Whether there is a tokenizer; false only for a directory without one."""
+    path = Path(model_path)
+    return not path.is_dir() or any((path / name).exists() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(model_path: str, trust_remote_code: bool = False) -> Any | None:
     """The model's tokenizer; ``None`` when ``model_path`` is a directory without one."""
-    path = Path(model_path)
-    if path.is_dir() and not any((path / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(model_path):
         return None
     from transformers import AutoTokenizer
 

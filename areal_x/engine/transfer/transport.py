@@ -12,8 +12,10 @@ collective ways (broadcasts) have.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -29,6 +31,12 @@ class WeightTransport(ABC):
     """One way in which staged weights reach servers. Methods block and are called on threads, never two at once."""
 
     way: ClassVar[str]
+
+    @cached_property
+    def lock(self) -> asyncio.Lock:
+        """Held by whoever stages weights and by whoever has servers load them, so that neither changes under the
+        other. Publications and servers that join again take it themselves."""
+        return asyncio.Lock()
 
     @property
     @abstractmethod
