@@ -1,0 +1,171 @@
+"""Starts one server as a process, watches it, keeps what it prints, and ends it with all its descendants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import areal_x
+from areal_x.api.errors import EngineError
+from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
+
+__all__ = ["ServerProcess", "check_gpus", "check_ports_free", "free_ports"]
+
+_TAIL_BYTES = 16384
+_TAIL_LINES = 30
+_START_SECONDS = 30.0
+_KILL_SECONDS = 15.0
+
+
+class ServerProcess:
+    """A server below a guardian (see ``guardian.py``), in a session of its own.
+
+    The server and every process that it started end with ``stop``, with ``kill``, when the server ends, when this
+    object is dropped and when this process ends, even by SIGKILL.
+
+    The constructor starts it, which blocks for some tens of milliseconds: call it on a thread where that matters.
+
+    Args:
+        argv: the command.
+        env: its whole environment; it may hold secrets and is never shown.
+        log_path: what it prints is added to this file, after a line that says when and what was started.
+        pass_fds: descriptors that it inherits under their numbers.
+
+    Raises:
+        EngineError: it could not be started.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], log_path: Path, pass_fds: Sequence[int] = ()
+    ) -> None:
+        self.log_path = log_path
+        self._status: int | None = None
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._control, theirs = socket.socketpair()
+        root = Path(areal_x.__file__).resolve().parent.parent
+        # Isolated: what is set for the server's Python must not reach the guardian's.
+        code = (
+            f"import sys; sys.path.insert(0, {str(root)!r})\nfrom areal_x.engine.servers.guardian import main; main()"
+        )
+        with theirs, log_path.open("ab") as log:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            log.write(f"\n==== {stamp} {shlex.join(argv)}\n".encode())
+            log.flush()
+            self._log_start = log.tell()
+            fds = ",".join(map(str, pass_fds))
+            self._guardian = subprocess.Popen(
+                [sys.executable, "-I", "-c", code, str(theirs.fileno()), str(os.getpid()), fds, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                pass_fds=(theirs.fileno(), *pass_fds),
+                start_new_session=True,
+            )
+        self._end = os.pidfd_open(self._guardian.pid)
+        self.pid = self._started()
+        """Of the server."""
+
+    def __repr__(self) -> str:
+        return f"ServerProcess(pid={self.pid}, status={self._status})"
+
+    def __del__(self) -> None:
+        # The guardian kills everything when its socket closes; what is left here is only to reap it.
+        for close in (lambda: self._control.close(), lambda: os.close(self._end), lambda: self._guardian.wait(0)):
+            with contextlib.suppress(AttributeError, OSError, subprocess.TimeoutExpired):
+                close()
+
+    def _started(self) -> int:
+        self._control.settimeout(_START_SECONDS)
+        try:
+            words = self._control.recv(4096).decode().strip()
+        except TimeoutError:
+            words = f"failed nothing heard within {_START_SECONDS:g} s"
+        self._control.setblocking(False)
+        kind, _, said = words.partition(" ")
+        if kind != "started":
+            self._guardian.kill()
+            self._guardian.wait()
+            raise EngineError(f"a server could not be started ({self.log_path}): {said or self.tail()}")
+        return int(said)
+
+    @property
+    def status(self) -> int | None:
+        """The server's exit status (minus the signal that ended it); ``None`` while it or a descendant lives."""
+        if self._status is None and self._guardian.poll() is not None:
+            said = self._last_words()
+            if said is None:
+                # The guardian was killed, and the kernel killed the server with it: the rest of its group goes, too.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                said = -signal.SIGKILL
+            self._status = said
+        return self._status
+
+    def _last_words(self) -> int | None:
+        with contextlib.suppress(OSError):
+            kind, _, status = self._control.recv(4096).decode().strip().partition(" ")
+            if kind == "ended":
+                return int(status)
+        return None
+
+    async def wait(self) -> int:
+        """Wait until the server and all its descendants have ended; returns ``status``."""
+        while (status := self.status) is None:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            # A descriptor of its own for each waiter: a loop watches each only once.
+            watched = os.dup(self._end)
+            loop.add_reader(watched, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(watched)
+                os.close(watched)
+        return status
+
+    def tail(self) -> str:
+        """The last lines that this server printed, also after its end; empty when its log is gone."""
+        try:
+            with self.log_path.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, size - _TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(lines[-_TAIL_LINES:])
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its descendants; ``wait`` says when they are gone. Safe when they are."""
+        self._order("stop 0")
+
+    async def stop(self, grace_seconds: float = 5.0) -> None:
+        """SIGTERM to the server's process group, SIGKILL after ``grace_seconds`` to everything; returns when all ended.
+
+        Safe when it has ended, and twice at once.
+
+        Raises:
+            EngineError: the kernel could not end a process (it waits for a device that does not answer).
+        """
+        self._order(f"stop {grace_seconds:g}")
+        try:
+            async with asyncio.timeout(grace_seconds + _KILL_SECONDS):
+                await self.wait()
+        except TimeoutError:
+            raise EngineError(
+                f"server process {self.pid} did not end within {_KILL_SECONDS:g} s of SIGKILL; look at its state in "
+                f"/proc/{self.pid}/status"
+            ) from None
+
+    def _order(self, order: str) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(f"{order}\n".encode())
