@@ -9,7 +9,9 @@ from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
+from areal_x.api.server_checks import check_trains
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
+from areal_x.launch.server_environment import check_server_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 
 __all__ = ["checked_config", "dry_run"]
@@ -26,7 +28,9 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if command == "sft":
         config.sft.enabled = True
     check_config(config)
-    if command == "eval" and config.model.path is None:
+    if command == "train":
+        check_trains(config.rollout)
+    if command == "eval" and config.model.path is None and config.rollout.engine != "openai":
         raise ConfigError("model.path is not set; add model.path=VALUE, the model to evaluate")
     _check_extras(config)
     if config.data.path in DATA_SETS:
@@ -35,6 +39,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         _check_reward_names(config)
         _check_workflow(config)
         _check_functions(config)
+        check_server_environment(config)
     return config
 
 
