@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import torch
 
 from areal_x.api.errors import ConfigError
+from areal_x.engine.transfer.broadcast import GlooTransport, NcclTransport
 from areal_x.engine.transfer.disk import DiskTransport
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_memory import SharedFolderTransport, SharedMemoryTransport
@@ -102,6 +103,10 @@ def make_transport(
     layout = TensorLayout(tensors, dtype, quantization)
     if way == "shared_memory":
         return SharedMemoryTransport(layout) if engine == "vllm" else SharedFolderTransport(layout, model_path)
+    if way in ("gloo", "nccl"):
+        kind = GlooTransport if way == "gloo" else NcclTransport
+        device = tensors[0][1].device if way == "nccl" else torch.device("cpu")
+        return kind(layout, num_ranks_per_server=num_ranks_per_server, timeout_seconds=timeout_seconds, device=device)
     if way == "disk":
         return DiskTransport(layout, directory, model_path)
     raise ConfigError(f"rollout.server.weights={way}: it must be one of {', '.join(WAYS[1:])}")

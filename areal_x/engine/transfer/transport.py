@@ -57,7 +57,7 @@ class WeightTransport(ABC):
         """
 
     def join_orders(self, num_servers: int) -> list[Order]:
-        """What each server is told before its first load, and again when their number changes. Empty: nothing."""
+        """What each server is told before its first load, and again when one came, went or failed to load. Empty: nothing."""
         return []
 
     def join(self) -> None:  # noqa: B027 (most ways have nothing to do)
@@ -69,7 +69,10 @@ class WeightTransport(ABC):
 
     @abstractmethod
     def load_order(self) -> Order:
-        """What each server is told in order to load the version staged last."""
+        """What each server is told in order to load the version staged last, which ``version`` names in it.
+
+        What they load is that version or an error, even when another one is staged meanwhile.
+        """
 
     def send(self) -> None:  # noqa: B027 (most ways have nothing to do)
         """The trainer's part of loading; runs while the servers carry out ``load_order``.

@@ -1,0 +1,216 @@
+"""Weights broadcast to all servers at once, over gloo (CPU) or NCCL (GPU)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+from torch.distributed import TCPStore
+
+from areal_x.api.errors import EngineError
+from areal_x.engine.transfer.broadcast_group import BroadcastGroup, packed_order, split_buckets, views_of
+from areal_x.engine.transfer.layout import TensorLayout
+from areal_x.engine.transfer.shared_buffers import specs_to_json
+from areal_x.engine.transfer.transport import Order, WeightTransport
+
+__all__ = ["BroadcastTransport", "GlooTransport", "NcclTransport"]
+
+_HOST = "127.0.0.1"
+_GROUP = "areal_x"
+
+
+class BroadcastTransport(WeightTransport):
+    """Rank 0 of a group of its own, in which each worker of each server has one of the other ranks.
+
+    Staging copies the weights into one of two flat buffers; the order names the version, and the buffer that it lies in
+    is what is sent, even if the next version has been staged meanwhile.
+
+    Args:
+        layout: what is sent.
+        num_ranks_per_server: workers of one server.
+        timeout_seconds: for joining, and for each bucket.
+        bucket_bytes: size of a bucket.
+    """
+
+    backend: ClassVar[str]
+    default_bucket_bytes: ClassVar[int]
+
+    def __init__(
+        self,
+        layout: TensorLayout,
+        *,
+        num_ranks_per_server: int,
+        timeout_seconds: float,
+        device: torch.device,
+        bucket_bytes: int | None = None,
+    ) -> None:
+        self._layout = layout
+        self._num_ranks = num_ranks_per_server
+        self._timeout = timeout_seconds
+        self._specs = packed_order(layout.specs)
+        self._buckets = split_buckets(self._specs, bucket_bytes or self.default_bucket_bytes)
+        self._device = device
+        self._flats = [torch.empty(layout.num_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._versions: list[int | None] = [None, None]
+        self._newest = 1
+        self._ordered: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+        self._group: BroadcastGroup | None = None
+        self._next_join: tuple[dict[str, Any], TCPStore] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """See ``WeightTransport.num_bytes``."""
+        return self._layout.num_bytes
+
+    @property
+    def version(self) -> int | None:
+        """See ``WeightTransport.version``."""
+        return self._versions[self._newest]
+
+    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See ``WeightTransport.write``. Waits while the buffer that it needs is sent."""
+        tensors = self._layout.prepared(named_tensors)
+        target = 1 - self._newest
+        if self._ordered is not None and self._ordered[0] != target:
+            self._fill(target, version, tensors)
+            return
+        with self._lock:
+            self._fill(target, version, tensors)
+
+    def _fill(self, target: int, version: int, tensors: Any) -> None:
+        self._versions[target] = None
+        for name, view in views_of(self._flats[target], self._specs):
+            view.copy_(tensors[name].detach())
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._versions[target] = version
+        self._newest = target
+
+    def join_orders(self, num_servers: int) -> list[Order]:
+        """See ``WeightTransport.join_orders``. Each call is a new group, with a port of its own on loopback."""
+        self._leave()
+        world_size = 1 + num_servers * self._num_ranks
+        store = _listen(world_size, self._timeout)
+        join = {
+            "backend": self.backend,
+            "host": _HOST,
+            "port": store.port,
+            "rank": 0,
+            "world_size": world_size,
+            "group": _GROUP,
+            "timeout_seconds": self._timeout,
+        }
+        self._next_join = (join, store)
+        return [
+            {"way": "broadcast", "join": {**join, "rank": 1 + number * self._num_ranks}}
+            for number in range(num_servers)
+        ]
+
+    def join(self) -> None:
+        """See ``WeightTransport.join``."""
+        if self._next_join is None:
+            raise EngineError("join_orders comes before join")
+        (join, store), self._next_join = self._next_join, None
+        try:
+            self._group = BroadcastGroup(join, store=store)
+        except RuntimeError as error:
+            raise EngineError(
+                f"not every server joined the {self.backend} group within {self._timeout:g} s: {_first_line(error)}"
+            ) from error
+
+    def load_order(self) -> Order:
+        """See ``WeightTransport.load_order``."""
+        version = self._versions[self._newest]
+        if version is None:
+            raise EngineError("no weights have been written yet")
+        if self._group is None:
+            raise EngineError(f"servers have to join a new {self.backend} group before they load")
+        self._ordered = (self._newest, version)
+        layout = specs_to_json(self._specs)
+        return {
+            "way": "broadcast",
+            "group": self._group.name,
+            "names": [name for name, _, _ in layout],
+            "shapes": [shape for _, shape, _ in layout],
+            "dtypes": [dtype for _, _, dtype in layout],
+            "buckets": [list(bucket) for bucket in self._buckets],
+            "packed": True,
+            "version": version,
+        }
+
+    def send(self) -> None:
+        """See ``WeightTransport.send``. After an error servers have to join again.
+
+        Raises:
+            EngineError: a server was lost or took no part in time, or two newer versions have been staged since.
+        """
+        group, ordered = self._group, self._ordered
+        if group is None or ordered is None:
+            raise EngineError("join and load_order come before send")
+        with self._lock:
+            buffer, version = ordered
+            try:
+                if self._versions[buffer] != version:
+                    raise EngineError(f"version {version} was replaced before it was sent")
+                rest = self._flats[buffer]
+                for start, stop in self._buckets:
+                    size = sum(spec.num_bytes for spec in self._specs[start:stop])
+                    group.wait(group.broadcast(rest[:size]))
+                    rest = rest[size:]
+            except BaseException as error:
+                self._leave()
+                if isinstance(error, RuntimeError):
+                    raise EngineError(
+                        f"weights could not be sent over {self.backend}, a server was lost or did not take them "
+                        f"within {self._timeout:g} s: {_first_line(error)}"
+                    ) from error
+                raise
+
+    def _leave(self) -> None:
+        group, self._group, self._next_join = self._group, None, None
+        if group is not None:
+            group.close()
+
+    def close(self) -> None:
+        """See ``WeightTransport.close``. Servers that wait in the group get an error."""
+        self._leave()
+        self._flats = []
+
+
+class GlooTransport(BroadcastTransport):
+    """Over TCP on loopback, from the CPU's memory."""
+
+    way: ClassVar[str] = "gloo"
+    backend: ClassVar[str] = "gloo"
+    default_bucket_bytes: ClassVar[int] = 64 * 2**20
+
+
+class NcclTransport(BroadcastTransport):
+    """Between GPUs, from the trainer's."""
+
+    way: ClassVar[str] = "nccl"
+    backend: ClassVar[str] = "nccl"
+    default_bucket_bytes: ClassVar[int] = 512 * 2**20
+
+
+def _listen(world_size: int, timeout_seconds: float) -> TCPStore:
+    """A store that listens on loopback alone (by itself it would listen everywhere), on a free port."""
+    listening = socket.create_server((_HOST, 0), backlog=128)
+    return TCPStore(
+        _HOST,
+        listening.getsockname()[1],
+        world_size,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_seconds),
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
