@@ -25,6 +25,7 @@ _EXTENSION = "areal_x.engine.transfer.vllm_worker.WorkerExtension"
 _KEY_GUARD = "areal_x.engine.servers.vllm_key_guard.KeyGuard"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _BLOCK = [128, 128]
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def vllm_command(settings: LaunchSettings) -> LaunchCommand:
@@ -140,6 +141,8 @@ def _variables(settings: LaunchSettings) -> dict[str, str]:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # The first request with log-probabilities would compile the sampler for half a minute.
             "TORCHDYNAMO_DISABLE": "1",
+            # Memory in huge pages: a reload allocates each layer anew, and small pages cost more than the copies.
+            "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _HUGE_PAGES])),
         }
     variables.update(settings.env)
     return variables

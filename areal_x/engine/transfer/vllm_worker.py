@@ -1,0 +1,117 @@
+"""Runs inside vLLM's worker (0.32): the ways in which new weights reach it.
+
+Importing this module registers a weight transfer engine, which ``--weight-transfer-config`` names; vLLM imports it
+before it loads the model, because ``--worker-extension-cls`` names ``WorkerExtension``. The whole load happens within
+``update_weights``, one call between two forward passes; starting and finishing an update do nothing here, so a load
+that fails leaves nothing open, and a bad order fails before it touches the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
+
+from areal_x.engine.transfer.shared_buffers import SharedVersion
+from areal_x.engine.transfer.vllm_reload import ExpectedWeights, Specs, checkpoint_shapes, reload_model
+
+__all__ = ["ENGINE_NAME", "WorkerExtension"]
+
+ENGINE_NAME = "areal_x"
+
+_WAYS = ["shared_memory", "disk"]
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker class; its name tells clients that this module is there."""
+
+    def areal_x_ways(self) -> list[str]:
+        """The ways that ``update_weights`` knows."""
+        return _WAYS
+
+
+@dataclass
+class _JoinInfo(WeightTransferInitInfo):
+    order: dict[str, Any]
+
+
+@dataclass
+class _UpdateInfo(WeightTransferUpdateInfo):
+    order: dict[str, Any]
+
+
+class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
+    init_info_cls = _JoinInfo
+    update_info_cls = _UpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
+        super().__init__(config, vllm_config, device, model)
+        hf_config = self.model_config.hf_config
+        self._expected = ExpectedWeights(
+            checkpoint_shapes(self.model_config.model),
+            model,
+            ties_embeddings=bool(getattr(hf_config, "tie_word_embeddings", False)),
+            is_quantized=self.model_config.quantization is not None,
+        )
+
+    def init_transfer_engine(self, init_info: _JoinInfo) -> None:
+        raise ValueError(f"there is nothing to join for {init_info.order.get('way')!r}")
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def finish_weight_update(self) -> None:
+        pass
+
+    def receive_weights(self, update_info: _UpdateInfo) -> None:
+        order = update_info.order
+        with torch.no_grad(), self._source(order) as (specs, named):
+            self._expected.check(specs)
+            reload_model(self.model, self.model_config, named, self._expected)
+
+    def _source(self, order: dict[str, Any]) -> Any:
+        way = order.get("way")
+        if way == "shared_memory":
+            return _shared_memory(order)
+        if way == "disk":
+            return _disk(order)
+        raise ValueError(f"no way {way!r}; this server knows {', '.join(_WAYS)}")
+
+    def shutdown(self) -> None:
+        pass
+
+
+_Source = tuple[Specs, Iterable[tuple[str, torch.Tensor]]]
+
+
+@contextmanager
+def _shared_memory(order: dict[str, Any]) -> Iterator[_Source]:
+    with SharedVersion(order) as version:
+        named = dict(version.tensors())
+        yield [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named.items()], named.items()
+
+
+@contextmanager
+def _disk(order: dict[str, Any]) -> Iterator[_Source]:
+    folder = Path(order["path"])
+    files = sorted(str(path) for path in folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no safetensors files")
+    named = list(safetensors_weights_iterator(files, use_tqdm_on_load=False))
+    yield [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named], named
+
+
+if ENGINE_NAME not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(ENGINE_NAME, _Engine)
