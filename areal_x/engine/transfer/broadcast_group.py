@@ -135,8 +135,9 @@ def receive_buckets(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """A receiver's part of ``BroadcastTransport.send``: name and view of each tensor, as they come.
 
-    The next bucket travels while the caller loads the one before. A view is overwritten two buckets later. The caller
-    must take them all.
+    The next bucket travels while the caller loads the one before. Each bucket has memory of its own, which lives as
+    long as one of its views: a server that fuses or pads a layer keeps its parts until the last of them has come. The
+    caller must take them all.
 
     Args:
         order: what ``BroadcastTransport.load_order`` says.
@@ -149,10 +150,12 @@ def receive_buckets(
     buckets = [specs[start:stop] for start, stop in order["buckets"]]
     sizes = [sum(spec.num_bytes for spec in bucket) for bucket in buckets]
     place = device if group.is_nccl else torch.device("cpu")
-    flats = [torch.empty(max(sizes), dtype=torch.uint8, device=place) for _ in buckets[:2]]
-    works = [group.broadcast(flats[0][: sizes[0]])]
-    for number, bucket in enumerate(buckets):
-        group.wait(works.pop())
-        if number + 1 < len(buckets):
-            works.append(group.broadcast(flats[(number + 1) % 2][: sizes[number + 1]]))
-        yield from views_of(flats[number % 2], bucket)
+    flat = torch.empty(sizes[0], dtype=torch.uint8, device=place)
+    work = group.broadcast(flat)
+    for bucket, next_size in zip(buckets, [*sizes[1:], None], strict=True):
+        group.wait(work)
+        come = flat
+        if next_size is not None:
+            flat = torch.empty(next_size, dtype=torch.uint8, device=place)
+            work = group.broadcast(flat)
+        yield from views_of(come, bucket)

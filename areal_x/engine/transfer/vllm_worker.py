@@ -9,7 +9,7 @@ that fails leaves nothing open, and a bad order fails before it touches the mode
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 
-from areal_x.engine.transfer.shared_buffers import SharedVersion
+from areal_x.engine.transfer.broadcast_group import BroadcastGroup, receive_buckets
+from areal_x.engine.transfer.shared_buffers import SharedVersion, specs_from_json
 from areal_x.engine.transfer.vllm_reload import ExpectedWeights, Specs, checkpoint_shapes, reload_model
 
 __all__ = ["ENGINE_NAME", "WorkerExtension"]
 
 ENGINE_NAME = "areal_x"
 
-_WAYS = ["shared_memory", "disk"]
+_Source = tuple[Specs, Iterable[tuple[str, torch.Tensor]]]
+
+_WAYS = ["shared_memory", "broadcast", "disk"]
 
 
 class WorkerExtension:
@@ -58,6 +61,7 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
 
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)
+        self._group: BroadcastGroup | None = None
         hf_config = self.model_config.hf_config
         self._expected = ExpectedWeights(
             checkpoint_shapes(self.model_config.model),
@@ -67,7 +71,10 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
         )
 
     def init_transfer_engine(self, init_info: _JoinInfo) -> None:
-        raise ValueError(f"there is nothing to join for {init_info.order.get('way')!r}")
+        """Join the trainer's group, leaving the one before; vLLM allows this as often as it is asked for."""
+        join = init_info.order["join"]
+        self.shutdown()
+        self._group = BroadcastGroup(join, rank=int(join["rank"]) + self.parallel_config.rank)
 
     def start_weight_update(self) -> None:
         pass
@@ -81,19 +88,36 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
             self._expected.check(specs)
             reload_model(self.model, self.model_config, named, self._expected)
 
-    def _source(self, order: dict[str, Any]) -> Any:
+    def _source(self, order: dict[str, Any]) -> AbstractContextManager[_Source]:
         way = order.get("way")
         if way == "shared_memory":
             return _shared_memory(order)
         if way == "disk":
             return _disk(order)
+        if way == "broadcast":
+            return self._broadcast(order)
         raise ValueError(f"no way {way!r}; this server knows {', '.join(_WAYS)}")
 
+    @contextmanager
+    def _broadcast(self, order: dict[str, Any]) -> Iterator[_Source]:
+        if self._group is None or self._group.name != order["group"]:
+            raise ValueError(f"this worker has not joined the group {order['group']!r}")
+        found = specs_from_json(list(zip(order["names"], order["shapes"], order["dtypes"], strict=True)))
+        try:
+            yield (
+                [(spec.name, spec.shape, spec.dtype) for spec in found],
+                receive_buckets(self._group, order, self.device),
+            )
+        except BaseException:
+            # The sender is told by the broken connection instead of waiting for its time to be up.
+            self.shutdown()
+            raise
+
     def shutdown(self) -> None:
-        pass
-
-
-_Source = tuple[Specs, Iterable[tuple[str, torch.Tensor]]]
+        """Leave the group."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
 
 
 @contextmanager
