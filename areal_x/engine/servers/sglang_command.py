@@ -32,6 +32,8 @@ def sglang_command(settings: LaunchSettings) -> LaunchCommand:
             f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
             f"{settings.dtype} on this CPU"
         )
+    if on_cpu and settings.lora_rank:
+        raise ConfigError("SGLang serves LoRA adapters on a GPU only; publish whole weights, or use rollout=vllm")
     # ``-P``: the modules beside the script must not shadow the server's.
     argv = [str(settings.python), "-P", sglang_start.__file__, "--model-path", settings.model_path]
     argv += _common_flags(settings)
@@ -54,7 +56,7 @@ def _common_flags(settings: LaunchSettings) -> list[str]:
     flags += ["--stream-interval", str(settings.stream_interval), "--incremental-streaming-output"]
     # No sampling defaults from the model's generation_config.json.
     flags += ["--sampling-defaults", "openai"]
-    # The first request would be the server's own, of any version.
+    # Its text is one that not every tokenizer can encode, and a warm-up that fails ends the server.
     flags += ["--skip-server-warmup"]
     # A line for each HTTP request would bury the lines that tell why a server died.
     flags += ["--log-level-http", "warning"]
@@ -73,8 +75,6 @@ def _cpu_flags(settings: LaunchSettings) -> list[str]:
     # Else keys and values take a share of all memory of the machine.
     flags += ["--max-total-tokens", str(_cache_tokens(settings))]
     flags += ["--mem-fraction-static", "0.3"]
-    if settings.lora_rank:
-        flags += ["--lora-backend", "torch_native"]
     return flags
 
 

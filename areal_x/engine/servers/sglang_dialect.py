@@ -55,6 +55,8 @@ class SglangDialect(ServerDialect):
 
     name = "sglang"
     generate_path = "/generate"
+    alive_path = "/model_info"  # Its /health generates a token, for a second, and hangs while paused.
+    scores_truncated = False
 
     def __init__(self, adapter: str | None = None) -> None:
         self._adapter = adapter
@@ -142,7 +144,11 @@ class SglangDialect(ServerDialect):
         await server.post("/continue_generation", {"torch_empty_cache": False})
 
     async def join(self, server: ServerClient, order: dict[str, Any]) -> None:
-        """See ``ServerDialect.join``. May be sent again: the group joined before is left."""
+        """See ``ServerDialect.join``. May be sent again: the group joined before is left.
+
+        SGLang makes the group by torch's own functions, so its store lies below two prefixes of the group's name and
+        one of the device's.
+        """
         group = order["join"]
         try:
             await server.post("/destroy_weights_update_group", {"group_name": group["group"]})
@@ -168,17 +174,18 @@ class SglangDialect(ServerDialect):
             case "disk":
                 await server.post("/update_weights_from_disk", {"model_path": order["path"], **stamp})
             case "broadcast":
-                body = {
-                    "names": order["names"],
-                    "dtypes": order["dtypes"],
-                    "shapes": order["shapes"],
-                    "group_name": order["group"],
-                    "load_format": "flattened_bucket" if order.get("packed") else None,
-                }
-                await _update(server, "/update_weights_from_distributed", body | stamp)
+                bodies = [
+                    {
+                        **{key: order[key][start:stop] for key in ("names", "dtypes", "shapes")},
+                        "group_name": order["group"],
+                        "load_format": "flattened_bucket",
+                    }
+                    for start, stop in order["buckets"]
+                ]
+                await _update(server, "/update_weights_from_distributed", bodies, stamp)
             case "cuda_ipc":
                 body = {"serialized_named_tensors": order["handles"], "load_format": order.get("load_format")}
-                await _update(server, "/update_weights_from_tensor", body | stamp)
+                await _update(server, "/update_weights_from_tensor", [body], stamp)
             case "lora":
                 await self._load_adapter(server, order, version)
             case way:
@@ -208,7 +215,8 @@ class SglangDialect(ServerDialect):
         await server.post("/resume_memory_occupation", {"tags": ["weights", "kv_cache"]})
 
 
-async def _update(server: ServerClient, route: str, body: dict[str, Any]) -> None:
+async def _update(server: ServerClient, route: str, bodies: list[dict[str, Any]], stamp: dict[str, Any]) -> None:
+    """Load in several parts; the last one carries the version and empties the prefix cache."""
     begin = {"selector": "all"}
     try:
         await server.post("/begin_weight_update", begin)
@@ -218,7 +226,9 @@ async def _update(server: ServerClient, route: str, body: dict[str, Any]) -> Non
         # Left open by an update that failed half-way; what it loaded is loaded again in whole.
         await server.post("/end_weight_update", {})
         await server.post("/begin_weight_update", begin)
-    await server.post(route, body)
+    for body in bodies[:-1]:
+        await server.post(route, body | {"flush_cache": False})
+    await server.post(route, bodies[-1] | stamp)
     await server.post("/end_weight_update", {})
 
 
