@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from areal_x.api.errors import EngineError
 from areal_x.engine.transfer.broadcast_group import BroadcastGroup, packed_order, split_buckets, views_of

@@ -15,7 +15,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, Store, TCPStore
+from torch.distributed import (  # type: ignore[attr-defined]
+    BroadcastOptions,
+    PrefixStore,
+    ProcessGroupGloo,
+    Store,
+    TCPStore,
+)
 
 from areal_x.engine.transfer.shared_buffers import TensorSpec, specs_from_json
 
@@ -100,11 +106,12 @@ class BroadcastGroup:
 
 
 def _gloo_group(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
+    gloo: Any = ProcessGroupGloo
+    options = gloo._Options()
     # Without a device of its own it listens on whatever the machine's name stands for.
-    options = ProcessGroupGloo._Options()
-    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._devices = [gloo.create_device(hostname="127.0.0.1")]
     options._timeout = timeout
-    return ProcessGroupGloo(store, rank, world_size, options)
+    return gloo(store, rank, world_size, options)
 
 
 def _nccl_group(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:

@@ -15,20 +15,71 @@ from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.safetensors_folder import copy_model_files, write_folder
 from areal_x.engine.transfer.transport import Order, WeightTransport
 
-__all__ = ["DiskTransport"]
+__all__ = ["DiskTransport", "VersionFolders"]
 
 _NUM_KEPT = 2
 
 
-class DiskTransport(WeightTransport):
-    """Each version is a new folder under ``directory``; the newest two stay.
+class VersionFolders:
+    """One folder for each version under ``root``, which is made when it is not there; the newest two stay.
 
     A server that still reads a folder when it goes keeps the files that it has open, and gets an error for those that
     it has not: no file is ever written a second time, so none is read torn.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._folders: list[Path] = []
+        self._num_made = 0
+        self.version: int | None = None
+        """The newest version."""
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(f"{self._root}, the folder for weights, cannot be made: {error.strerror}") from error
+
+    @property
+    def newest(self) -> Path:
+        """The folder of the newest version.
+
+        Raises:
+            EngineError: there is none yet.
+        """
+        if not self._folders:
+            raise EngineError("no weights have been written yet")
+        return self._folders[-1]
+
+    def next(self, version: int) -> Path:
+        """A path for the next folder; those before the newest are removed to make room."""
+        self._keep(_NUM_KEPT - 1)
+        # The number makes the name new even when a version is staged again, as after a restart from a checkpoint.
+        self._num_made += 1
+        return self._root / f"v{version}-{os.getpid()}-{self._num_made}"
+
+    def add(self, version: int, folder: Path) -> None:
+        """``folder`` is complete and the newest."""
+        self._folders.append(folder)
+        self.version = version
+
+    def _keep(self, number: int) -> None:
+        while len(self._folders) > number:
+            shutil.rmtree(self._folders.pop(0), ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove all folders, and ``root`` if nothing else is in it. Safe to call twice."""
+        self._keep(0)
+        try:
+            self._root.rmdir()
+        except OSError:
+            return
+
+
+class DiskTransport(WeightTransport):
+    """Each version is a new model folder.
 
     Args:
         layout: what is written.
-        directory: where to; made when it is not there. Servers must see it under the same path.
+        directory: where to. Servers must see it under the same path.
         model_path: its configuration and tokenizer are copied into each folder. Default: weights alone.
     """
 
@@ -36,15 +87,8 @@ class DiskTransport(WeightTransport):
 
     def __init__(self, layout: TensorLayout, directory: Path, model_path: str | None = None) -> None:
         self._layout = layout
-        self._directory = directory.absolute()
+        self._folders = VersionFolders(directory)
         self._model_path = model_path if model_path is not None and os.path.isdir(model_path) else None
-        self._folders: list[Path] = []
-        self._version: int | None = None
-        self._num_writes = 0
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise EngineError(f"{self._directory}, the folder for weights, cannot be made: {error.strerror}") from error
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +98,7 @@ class DiskTransport(WeightTransport):
     @property
     def version(self) -> int | None:
         """See ``WeightTransport.version``."""
-        return self._version
+        return self._folders.version
 
     def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """See ``WeightTransport.write``.
@@ -63,13 +107,9 @@ class DiskTransport(WeightTransport):
             EngineError: bad tensors, or the folder cannot be written (no space); the version before stays valid.
         """
         tensors = self._layout.prepared(named_tensors)
-        self._remove(keep=_NUM_KEPT - 1)
-        # The number makes the name new even when a version is staged again, as after a restart from a checkpoint.
-        folder = self._directory / f"v{version}-{os.getpid()}-{self._num_writes}"
-        self._num_writes += 1
+        folder = self._folders.next(version)
         write_folder(folder, self._layout.specs, tensors, self._add_files)
-        self._folders.append(folder)
-        self._version = version
+        self._folders.add(version, folder)
 
     def _add_files(self, folder: Path) -> None:
         if self._model_path is not None:
@@ -77,14 +117,8 @@ class DiskTransport(WeightTransport):
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
-        if self._version is None:
-            raise EngineError("no weights have been written yet")
-        return {"way": "disk", "path": str(self._folders[-1]), "version": self._version}
-
-    def _remove(self, keep: int) -> None:
-        while len(self._folders) > keep:
-            shutil.rmtree(self._folders.pop(0), ignore_errors=True)
+        return {"way": "disk", "path": str(self._folders.newest), "version": self._folders.version}
 
     def close(self) -> None:
         """Remove all folders. Safe to call twice."""
-        self._remove(keep=0)
+        self._folders.remove()

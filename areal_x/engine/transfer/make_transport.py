@@ -10,6 +10,7 @@ import torch
 
 from areal_x.api.errors import ConfigError
 from areal_x.engine.transfer.broadcast import GlooTransport, NcclTransport
+from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
 from areal_x.engine.transfer.disk import DiskTransport
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_memory import SharedFolderTransport, SharedMemoryTransport
@@ -107,6 +108,13 @@ def make_transport(
         kind = GlooTransport if way == "gloo" else NcclTransport
         device = tensors[0][1].device if way == "nccl" else torch.device("cpu")
         return kind(layout, num_ranks_per_server=num_ranks_per_server, timeout_seconds=timeout_seconds, device=device)
+    if way == "cuda_ipc":
+        if num_ranks_per_server > 1:
+            raise ConfigError(
+                f"rollout.server.weights=cuda_ipc: a server of {num_ranks_per_server} GPUs cannot open memory of the "
+                "trainer's one; use shared_memory"
+            )
+        return CudaIpcTransport(layout, device=tensors[0][1].device, engine=engine)
     if way == "disk":
         return DiskTransport(layout, directory, model_path)
     raise ConfigError(f"rollout.server.weights={way}: it must be one of {', '.join(WAYS[1:])}")

@@ -15,7 +15,7 @@ import torch
 from areal_x.api.errors import EngineError
 from areal_x.engine.transfer.shared_buffers import TensorSpec
 
-__all__ = ["check_free_space", "copy_model_files", "write_folder", "write_json"]
+__all__ = ["MAX_SHARD_BYTES", "check_free_space", "copy_model_files", "write_folder", "write_json"]
 
 MAX_SHARD_BYTES = 4 * 2**30
 _SPARE_BYTES = 2**20
@@ -48,6 +48,7 @@ def write_folder(
     tensors: Mapping[str, torch.Tensor],
     add_files: Callable[[Path], None] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    stem: str = "model",
 ) -> None:
     """Write all tensors into a new ``folder``, cast to the types of ``specs``.
 
@@ -56,6 +57,7 @@ def write_folder(
     Args:
         add_files: writes further files into the folder that it is given.
         max_shard_bytes: files get no larger unless one tensor is.
+        stem: how the files' names begin.
 
     Raises:
         EngineError: it cannot be written; nothing of it stays behind.
@@ -64,7 +66,7 @@ def write_folder(
     try:
         check_free_space(folder.parent, sum(spec.num_bytes for spec in specs))
         aside.mkdir(mode=0o700)
-        shards = _shards(specs, max_shard_bytes)
+        shards = _shards(specs, max_shard_bytes, stem)
         for name, shard in shards.items():
             _write_file(aside / name, shard, tensors)
         if len(shards) > 1:
@@ -72,7 +74,7 @@ def write_folder(
                 "metadata": {"total_size": sum(spec.num_bytes for spec in specs)},
                 "weight_map": {spec.name: name for name, shard in shards.items() for spec in shard},
             }
-            write_json(aside / "model.safetensors.index.json", index)
+            write_json(aside / f"{stem}.safetensors.index.json", index)
         if add_files is not None:
             add_files(aside)
         aside.rename(folder)
@@ -85,7 +87,7 @@ def write_folder(
         raise
 
 
-def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
+def _shards(specs: Sequence[TensorSpec], max_bytes: int, stem: str) -> dict[str, list[TensorSpec]]:
     shards: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
@@ -95,8 +97,8 @@ def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[Tenso
         shards[-1].append(spec)
         size += spec.num_bytes
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+        return {f"{stem}.safetensors": shards[0]}
+    return {f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
 
 
 def _write_file(path: Path, specs: Sequence[TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -57,7 +57,7 @@ class WeightTransport(ABC):
         """
 
     def join_orders(self, num_servers: int) -> list[Order]:
-        """What each server is told before its first load, and again when one came, went or failed to load. Empty: nothing."""
+        """What each server is told before its first load, and again when one came, went or failed. Empty: nothing."""
         return []
 
     def join(self) -> None:  # noqa: B027 (most ways have nothing to do)
