@@ -364,8 +364,9 @@ class ExperimentConfig:
     @property
     def groups_per_part(self) -> int:
         """Prompts that the trainer takes at a time; all of a step where the step cannot be cut."""
-        needs_whole_step = "batch" in self.algorithm.baseline or "batch" in self.algorithm.scale_by
-        if needs_whole_step or self.rollout.max_staleness == 0 or self.algorithm.num_mini_batches > 1:
+        compares_all = "batch" in self.algorithm.baseline or "batch" in self.algorithm.scale_by
+        takes_turns = self.rollout.colocated or self.rollout.max_staleness == 0
+        if compares_all or takes_turns or self.algorithm.num_mini_batches > 1:
             return self.groups_per_step
         samples = self.train.part_samples or self.train.micro_batch_tokens // self.rollout.max_length
         return min(self.groups_per_step, max(1, samples // self.rollout.group_size))

@@ -94,6 +94,10 @@ class InferenceEngine(ABC):
         """Go on after ``sleep`` with the weights of before; by default, as ``resume``."""
         await self.resume()
 
+    def counters(self) -> dict[str, float]:
+        """Running totals of the engine's own, by name, for a run's metrics; by default none."""
+        return {}
+
     @abstractmethod
     async def health(self) -> EngineHealth:
         """Report progress; raises ``EngineDiedError`` when the engine is gone."""
@@ -123,6 +127,9 @@ class TrainEngine(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Forget the parts since the last step."""
+
+    def release_memory(self) -> None:  # noqa: B027 (an engine may keep nothing back)
+        """Give the device what no tensor holds, so that another process can take it."""
 
     @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:

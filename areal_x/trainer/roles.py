@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from areal_x.api.config import ExperimentConfig, SamplingConfig
-from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.import_paths import load_object
 from areal_x.api.records import IntArray, SamplingParams
 from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
-from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.init_model import init_model
+from areal_x.engine.servers.text_tokenizer import TextTokenizer
 from areal_x.engine.train.fsdp_engine import FSDPEngine
-from areal_x.engine.weights import SharedWeights
 from areal_x.rollout.dataset import Items, load_dataset_items
 from areal_x.rollout.finish_group import GroupFilter
 from areal_x.workflow.build import build_workflow
@@ -31,12 +28,10 @@ __all__ = [
     "load_filter",
     "load_supervised",
     "load_tokenizer",
-    "make_inference_engine",
     "make_train_engine",
     "make_workflow",
     "prepare_model",
     "sampling_params",
-    "share_weights",
     "token_texts",
 ]
 
@@ -72,8 +67,10 @@ def prepare_model(config: ExperimentConfig, run_dir: Path, data: Data) -> str:
     return str(init_model(run_dir / "initial_model", texts=texts, seed=config.seed, **options))
 
 
-def load_tokenizer(config: ExperimentConfig, model_path: str) -> Any:
-    """The tokenizer beside the model."""
+def load_tokenizer(config: ExperimentConfig, model_path: str | None) -> Any:
+    """The tokenizer beside the model; for an endpoint, which takes text, one whose ids are bytes."""
+    if config.rollout.engine == "openai":
+        return TextTokenizer()
     return AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
 
 
@@ -113,34 +110,6 @@ def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
         config.model,
         temperature=config.rollout.sampling.temperature,
     )
-
-
-def share_weights(train_engine: FSDPEngine, stack: AsyncExitStack) -> SharedWeights:
-    """Shared memory for the weights that inference engines on this machine take, of the type they compute in."""
-    shared = SharedWeights.create(train_engine.named_weights(), train_engine.inference_dtype)
-    stack.callback(shared.close)
-    return shared
-
-
-def make_inference_engine(
-    config: ExperimentConfig, model_path: str, shared: SharedWeights | None, log_dir: Path, stack: AsyncExitStack
-) -> InferenceEngine:
-    """The configured inference engine, not yet started; it stops with ``stack``."""
-    engine = EmbeddedEngine(
-        model_path,
-        num_slots=config.rollout.num_slots,
-        max_length=config.rollout.max_length,
-        device=config.model.device,
-        dtype=config.model.dtype,
-        num_threads=config.rollout.num_threads,
-        kv_on_update=config.rollout.kv_on_update,
-        weights=shared,
-        log_path=log_dir / "engine.log",
-        seed=config.seed,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    stack.push_async_callback(engine.close)
-    return engine
 
 
 def load_filter(config: ExperimentConfig) -> GroupFilter | None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from areal_x.api.engine_api import InferenceEngine
 from areal_x.rollout.executor import RolloutExecutor
 
-__all__ = ["SCORES", "rollout_metrics"]
+__all__ = ["ENGINE", "SCORES", "engine_metrics", "rollout_metrics"]
 
 SCORES = "episodes/scores/"
 """Prefix of the running totals of scores by status."""
+
+ENGINE = "engine/"
+"""Prefix of the running totals of the inference engine."""
+
+
+def engine_metrics(engine: InferenceEngine) -> dict[str, float]:
+    """Running totals of the engine: restarts, requests that went on elsewhere, updates done again and so on."""
+    return {f"{ENGINE}{name}": float(value) for name, value in engine.counters().items()}
 
 
 def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:

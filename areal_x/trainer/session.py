@@ -25,7 +25,7 @@ from areal_x.rollout.data_stream import DataStream
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
-from areal_x.trainer import roles
+from areal_x.trainer import engines, roles
 from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
@@ -97,17 +97,12 @@ async def run_training(config: ExperimentConfig) -> None:
         evaluation_reward = with_evaluation_key(config, reward)
         evaluation_workflow = roles.make_workflow(config, tokenizer, evaluation_reward, config.evaluation.sampling)
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
-        shared = roles.share_weights(train_engine, stack)
-        engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
-        weight_sync = StagedSync(train_engine.named_weights, shared, [engine])
-        async with asyncio.TaskGroup() as group:
-            group.create_task(engine.start(), name="start the inference engine")
-            if config.starts_warm:
-                group.create_task(supervise(run, tokenizer, train_engine), name="warm start")
-        if config.starts_warm:
-            train = config.train
-            train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
-            train_engine.version += 1
+        engines.check_device_budget(config, train_engine)
+        staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
+        engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
+        weight_sync = StagedSync(train_engine.named_weights, staging, [engine])
+        await start_engine(run, engine, tokenizer, train_engine)
+        if engines.needs_first_weights(config):
             await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
         evaluator = make_evaluator(run, evaluation_workflow, engine, evaluation_reward)
@@ -133,6 +128,24 @@ async def run_training(config: ExperimentConfig) -> None:
         await evaluator.evaluate(config.train.total_steps, train_engine.version)
         save_policy(run, train_engine, tokenizer)
     finish(run)
+
+
+async def start_engine(run: Run, engine: InferenceEngine, tokenizer: Any, train_engine: FSDPEngine) -> None:
+    """Start the engine, and meanwhile (colocated, afterwards, while it sleeps) make the warm start if there is one."""
+    config = run.config
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(engine.start(), name="start the inference engine")
+        if not config.starts_warm:
+            run.display.phase("starting the inference engine")
+            return
+        if config.rollout.colocated:
+            await starting
+            await engine.sleep()
+        group.create_task(supervise(run, tokenizer, train_engine), name="warm start")
+    train = config.train
+    train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+    train_engine.release_memory()
+    train_engine.version += 1
 
 
 async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -> None:
@@ -169,13 +182,14 @@ async def run_evaluation(config: ExperimentConfig) -> None:
     async with open_run(config, 0) as run, AsyncExitStack() as stack:
         if not run.data.held_out:
             raise DataError("there is nothing to evaluate on; set data.eval_path")
-        if config.model.path is None:
+        if config.model.path is None and config.rollout.engine != "openai":
             raise ConfigError("model.path is not set; name the model to evaluate")
         reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack))
         check_held_out_groups(config, run.data, reward)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
         workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
-        engine = roles.make_inference_engine(config, config.model.path, None, run.directory, stack)
+        engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack)
+        run.display.phase("starting the inference engine")
         await engine.start()
         metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
     for name, value in metrics.items():

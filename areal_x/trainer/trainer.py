@@ -9,6 +9,9 @@ A step is taken in parts, each when the trainer gets to it: what is finished whi
 so waits, and ages, less. Synchronous steps and mini-batches take the whole batch.
 Weights are staged (copied out) before the next step may change them, and become live while that step trains already.
 
+Colocated, engine and trainer share a device and take turns: a step takes all its groups, the engine sleeps, the trainer
+trains and gives its spare memory back, and the new weights wake the engine before the next step begins.
+
 | who | consumes | waits for | is unblocked by | produces |
 | --- | --- | --- | --- | --- |
 | executor | items | a place under the staleness bound | ``on_published``, an episode's end | groups |
@@ -29,7 +32,7 @@ from areal_x.api.engine_api import InferenceEngine, TrainEngine, WeightSync
 from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer.batch import build_batch
-from areal_x.trainer.rollout_metrics import rollout_metrics
+from areal_x.trainer.rollout_metrics import engine_metrics, rollout_metrics
 from areal_x.trainer.step_clock import BusyTotals, StepClock
 from areal_x.trainer.step_report import FinishedStep, StepReporter
 from areal_x.trainer.trainer_thread import TrainerThread
@@ -66,11 +69,13 @@ class Trainer:
         self.thread = thread
         self.reporter = reporter
         self.evaluate = evaluate
+        self._is_colocated = config.rollout.colocated
         self._unreported: FinishedStep | None = None
+        self._update_seconds: dict[str, float] = {}
 
     async def run(self) -> None:
         """Train ``train.total_steps`` steps; the weights of the last one are live when this returns."""
-        self._clock = StepClock(await self._busy_totals())
+        self._clock = StepClock(await self._busy_totals(), takes_turns=self._is_colocated)
         try:
             await self._run_steps()
         finally:
@@ -83,8 +88,10 @@ class Trainer:
                 finished = await self._train_step(step, group)
                 await publishing
                 self.train_engine.version += 1
-                await self.weight_sync.stage(self.train_engine.version)
+                await self._stage(self.train_engine.version)
                 publishing = group.create_task(self._publish(self.train_engine.version), name="publish")
+                if self._is_colocated:
+                    await publishing
                 self._unreported = finished
                 if self._is_evaluation_due(step):
                     self._report()
@@ -109,6 +116,8 @@ class Trainer:
             part = await self.executor.next_groups(num_groups, num_groups, version)
             started = time.monotonic()
             wait_seconds += started - waiting_since
+            if self._is_colocated:
+                await self._put_engine_to_sleep()
             batch, part_advantages = build_batch(part, self.config.algorithm, self.config.reward)
             is_last = len(groups) + num_groups == size
             training = group.create_task(self.thread.call(self._train_part, batch, is_last), name="train step")
@@ -121,21 +130,37 @@ class Trainer:
             self.reporter.add_span("training", f"step {step}", started, time.monotonic())
         num_samples = sum(map(len, advantages))
         timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
-        metrics = stats | rollout_metrics(self.executor) | timing
+        metrics = stats | rollout_metrics(self.executor) | engine_metrics(self.engine) | self._update_seconds | timing
         return FinishedStep(step, version, groups, np.concatenate(advantages), metrics)
 
     def _train_part(self, batch: TrainBatch, is_last: bool) -> dict[str, float]:
         """Add a part to the step; the last one ends it and gives its metrics. Runs on the trainer's thread."""
-        if self.config.groups_per_part == self.config.groups_per_step:
-            return self.train_engine.train_step(batch)
-        self.train_engine.accumulate(batch)
-        return self.train_engine.apply() if is_last else {}
+        if self.config.groups_per_part < self.config.groups_per_step:
+            self.train_engine.accumulate(batch)
+            return self.train_engine.apply() if is_last else {}
+        stats = self.train_engine.train_step(batch)
+        if self._is_colocated:
+            self.train_engine.release_memory()
+        return stats
+
+    async def _put_engine_to_sleep(self) -> None:
+        """Give the shared device to the trainer; the weights of this step wake the engine."""
+        started = time.monotonic()
+        await self.engine.sleep()
+        self.reporter.add_span("weights", "engine goes to sleep", started, time.monotonic())
+
+    async def _stage(self, version: int) -> None:
+        started = time.monotonic()
+        await self.weight_sync.stage(version)
+        self._update_seconds["weights/stage_seconds"] = time.monotonic() - started
 
     async def _publish(self, version: int) -> None:
         """Serve the staged weights, while the next step trains; then the places of the step before are free."""
         started = time.monotonic()
         await self.weight_sync.publish(version)
-        self.reporter.add_span("weights", f"version {version}", started, time.monotonic())
+        ended = time.monotonic()
+        self._update_seconds["weights/publish_seconds"] = ended - started
+        self.reporter.add_span("weights", f"version {version}", started, ended)
         self.executor.on_published(version)
 
     async def _nothing_to_publish(self) -> None:

@@ -167,6 +167,11 @@ class FSDPEngine(TrainEngine):
         self._totals = None
         self._optimizer.zero_grad(set_to_none=True)
 
+    def release_memory(self) -> None:
+        """See ``TrainEngine.release_memory``; PyTorch keeps freed blocks for itself otherwise."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def sft_step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser step on the mean negative log-likelihood of the masked tokens, at temperature 1.
 

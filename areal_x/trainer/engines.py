@@ -1,0 +1,145 @@
+"""The configured inference engine, and the way in which new weights reach it.
+
+| ``rollout.engine`` | engine | weights |
+| --- | --- | --- |
+| ``embedded`` | a process of the run | shared memory that it reads |
+| ``vllm``, ``sglang`` | servers, started by the run or at ``base_urls`` | a transport (``rollout.server.weights``) |
+| ``openai`` | an endpoint, for evaluation | none |
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import torch
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.api.engine_api import InferenceEngine
+from areal_x.api.server_checks import SERVER_ENGINES
+from areal_x.engine.inference.embedded import EmbeddedEngine
+from areal_x.engine.train.fsdp_engine import FSDPEngine
+from areal_x.engine.train.policy import embedding_rows
+from areal_x.engine.transfer.transport import WeightTransport
+from areal_x.engine.weights import SharedWeights
+from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
+
+__all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "stage_weights"]
+
+
+def check_device_budget(config: ExperimentConfig, train_engine: FSDPEngine) -> None:
+    """Whether colocated servers and this trainer fit the GPU that they share.
+
+    Raises:
+        ConfigError: they do not; with the numbers.
+    """
+    if not config.rollout.colocated or train_engine.device.type != "cuda":
+        return
+    parameters = sum(tensor.numel() for _, tensor in train_engine.named_weights())
+    needed = trainer_bytes(
+        parameters,
+        embedding_rows(train_engine.model),
+        config.train.logprob_chunk_tokens,
+        train_engine.reference is not None,
+    )
+    check_memory_budget(config, needed, torch.cuda.get_device_properties(train_engine.device).total_memory)
+
+
+def stage_weights(
+    config: ExperimentConfig, train_engine: FSDPEngine, model_path: str, run_dir: Path, stack: AsyncExitStack
+) -> SharedWeights | WeightTransport:
+    """Room for the weights that the inference engine takes, of the type it computes in; freed with ``stack``."""
+    staging: SharedWeights | WeightTransport
+    if config.rollout.engine in SERVER_ENGINES:
+        staging = _transport(config, train_engine, model_path, run_dir)
+    else:
+        staging = SharedWeights.create(train_engine.named_weights(), train_engine.inference_dtype)
+    stack.callback(staging.close)
+    return staging
+
+
+def _transport(config: ExperimentConfig, train_engine: FSDPEngine, model_path: str, run_dir: Path) -> WeightTransport:
+    from areal_x.engine.transfer.make_transport import check_way, choose_way, make_transport
+
+    rollout, server = config.rollout, config.rollout.server
+    starts, on_cpu = not rollout.base_urls, train_engine.device.type == "cpu"
+    way = server.weights
+    if way == "auto":
+        way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers)
+    check_way(way, on_cpu=on_cpu, starts_servers=starts, colocated=rollout.colocated, base_urls=rollout.base_urls)
+    return make_transport(
+        way,
+        train_engine.named_weights(),
+        engine=rollout.engine,
+        dtype=train_engine.inference_dtype,
+        num_ranks_per_server=server.tensor_parallel,
+        directory=run_dir / "weights",
+        timeout_seconds=server.update_timeout_seconds,
+        quantization=server.quantization,
+        model_path=model_path,
+    )
+
+
+def needs_first_weights(config: ExperimentConfig) -> bool:
+    """Whether the trainer's weights have to be published before the first request: a warm start has changed them, or
+    servers that ran before may hold any others."""
+    return config.starts_warm or bool(config.rollout.base_urls)
+
+
+def make_inference_engine(
+    config: ExperimentConfig,
+    model_path: str | None,
+    staging: SharedWeights | WeightTransport | None,
+    log_dir: Path,
+    stack: AsyncExitStack,
+) -> InferenceEngine:
+    """The configured inference engine, not yet started; it stops with ``stack``.
+
+    Args:
+        model_path: the model to load; ``None`` with an endpoint, which has its own.
+        staging: where it takes new weights from; ``None``: it keeps those that it has (evaluation).
+        log_dir: for what its processes print.
+    """
+    engine = _make_engine(config, model_path, staging, log_dir)
+    stack.push_async_callback(engine.close)
+    return engine
+
+
+def _make_engine(
+    config: ExperimentConfig, model_path: str | None, staging: SharedWeights | WeightTransport | None, log_dir: Path
+) -> InferenceEngine:
+    rollout = config.rollout
+    if rollout.engine == "openai":
+        from areal_x.engine.servers.openai_engine import OpenAIEngine
+
+        key = rollout.server.api_key_env
+        return OpenAIEngine(
+            rollout.base_urls[0],
+            rollout.server.model_name,
+            api_key=None if key is None else os.environ[key].strip(),
+            max_concurrent=rollout.num_slots,
+            timeout_seconds=rollout.episode_timeout_seconds,
+        )
+    assert model_path is not None
+    if rollout.engine in SERVER_ENGINES:
+        from areal_x.engine.servers.build import build_server_engine
+
+        assert not isinstance(staging, SharedWeights)
+        return build_server_engine(
+            config.model, rollout, model_path, log_dir=log_dir, seed=config.seed, transport=staging
+        )
+    assert staging is None or isinstance(staging, SharedWeights)
+    return EmbeddedEngine(
+        model_path,
+        num_slots=rollout.num_slots,
+        max_length=rollout.max_length,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        num_threads=rollout.num_threads,
+        kv_on_update=rollout.kv_on_update,
+        weights=staging,
+        log_path=log_dir / "engine.log",
+        seed=config.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )

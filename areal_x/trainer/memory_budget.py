@@ -1,0 +1,86 @@
+"""Whether trainer and servers that take turns on one GPU fit: checked before the first server starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.api.errors import ConfigError
+
+__all__ = ["TrainerBytes", "check_memory_budget", "trainer_bytes"]
+
+_FLOAT = 4
+_LOGIT_COPIES = 3
+_CONTEXT_BYTES = 2**30
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerBytes:
+    """Device memory of the trainer by use, in bytes. Activations are not among it: they follow the batch."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    """Adam's two."""
+    reference: int
+    logits: int
+    """One chunk of a micro-batch: its logits, their softmax and their gradient."""
+
+    @property
+    def training(self) -> int:
+        """In the middle of a step."""
+        return self.parameters + self.gradients + self.moments + self.reference + self.logits
+
+    @property
+    def resting(self) -> int:
+        """While the servers generate; gradients and logits are given back by then."""
+        return self.parameters + self.moments + self.reference
+
+
+def trainer_bytes(num_parameters: int, vocab_size: int, chunk_tokens: int, has_reference: bool) -> TrainerBytes:
+    """What training in float32 takes.
+
+    Args:
+        num_parameters: of the policy, tied ones once.
+        vocab_size: columns of a logits row.
+        chunk_tokens: ``train.logprob_chunk_tokens``, the rows that exist at once.
+        has_reference: a frozen copy of the policy is kept for the KL term.
+    """
+    copy = _FLOAT * num_parameters
+    logits = _LOGIT_COPIES * _FLOAT * vocab_size * chunk_tokens
+    return TrainerBytes(copy, copy, 2 * copy, copy if has_reference else 0, logits)
+
+
+def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_bytes: int) -> None:
+    """Raise when a colocated run cannot fit the device, in the middle of a training step or while it generates.
+
+    Args:
+        trainer: what the trainer takes.
+        device_bytes: all memory of the device.
+
+    Raises:
+        ConfigError: with the numbers, and what to change.
+    """
+    fraction = config.rollout.server.memory_fraction
+    room = device_bytes - _CONTEXT_BYTES
+    if trainer.training > room:
+        raise ConfigError(
+            f"rollout.colocated=true: a training step needs {_gib(trainer.training)} (parameters "
+            f"{_gib(trainer.parameters)}, gradients {_gib(trainer.gradients)}, Adam {_gib(trainer.moments)}, "
+            f"reference {_gib(trainer.reference)}, logits {_gib(trainer.logits)}; activations not counted), and the "
+            f"device has {_gib(device_bytes)}, less 1 GiB for the processes; take a smaller model, or lower "
+            "train.logprob_chunk_tokens"
+        )
+    servers = int(fraction * device_bytes)
+    if trainer.resting + servers > room:
+        highest = max(0.0, (room - trainer.resting) / device_bytes)
+        raise ConfigError(
+            f"rollout.server.memory_fraction={fraction:g}: the servers' {_gib(servers)} and the trainer's "
+            f"{_gib(trainer.resting)} (parameters, Adam, reference) do not fit the device's {_gib(device_bytes)}, "
+            f"less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a smaller model"
+        )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.1f} GiB"
