@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import aiohttp
@@ -14,9 +14,9 @@ from areal_x.engine.servers.dialect import ServerError, ServerLostError
 __all__ = ["ServerClient"]
 
 _MAX_ERROR_TEXT = 500
-_EVENT_PREFIX = b"data: "
+_EVENT_PREFIX = b"data:"
 _LAST_EVENT = b"[DONE]"
-_MAX_LINE_BYTES = 2**24
+_READ_BYTES = 2**20
 
 
 class ServerClient:
@@ -37,11 +37,15 @@ class ServerClient:
         self._timeout = call_timeout_seconds
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._session: aiohttp.ClientSession | None = None
+        self._replies: set[aiohttp.ClientResponse] = set()
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"ServerClient({self.base_url})"
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ServerLostError(f"{self.base_url}: the connections to it were closed")
         if self._session is None:
             # The engine bounds how much is in flight; a second bound here could only make a pause wait for a request.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=300.0)
@@ -49,7 +53,7 @@ class ServerClient:
                 connector=connector,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-                read_bufsize=_MAX_LINE_BYTES,
+                read_bufsize=_READ_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
@@ -98,7 +102,7 @@ class ServerClient:
         except ValueError:
             return text
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """The ``data:`` messages of a streamed reply as they come, without the last ``[DONE]``.
 
         Raises:
@@ -110,18 +114,32 @@ class ServerClient:
                 if reply.status != 200:
                     text = await reply.text()
                     raise ServerError(f"{self.base_url}{path} answered {reply.status}: {_said(text)}", reply.status)
-                async for line in reply.content:
-                    if line.startswith(_EVENT_PREFIX):
-                        message = line[len(_EVENT_PREFIX) :].strip()
-                        if message == _LAST_EVENT:
-                            return
-                        yield message
+                self._replies.add(reply)
+                try:
+                    rest = b""
+                    while chunk := await reply.content.readany():
+                        *lines, rest = (rest + chunk).split(b"\n")
+                        for line in lines:
+                            if line.startswith(_EVENT_PREFIX):
+                                message = line[len(_EVENT_PREFIX) :].strip()
+                                if message == _LAST_EVENT:
+                                    # Read to its end, a reply leaves its connection open for the next request.
+                                    await reply.content.read()
+                                    return
+                                yield message
+                finally:
+                    self._replies.discard(reply)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
         raise ServerLostError(f"{self.base_url}{path}: the reply ended before it was complete")
 
     async def close(self) -> None:
-        """Close all connections; requests in flight end with ``ServerLostError``. Safe to call twice."""
+        """Close all connections; requests in flight and later ones end with ``ServerLostError``. Safe to call twice."""
+        self._closed = True
+        for reply in self._replies:
+            # Closing a session does not wake those who read from it.
+            reply.content.set_exception(aiohttp.ClientConnectionError("the connection was closed"))
+            reply.close()
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -118,6 +118,7 @@ class Completion:
         "_seed",
         "_spans",
         "_stop_ids",
+        "num_thrown_away",
         "request",
         "seams",
         "stop_reason",
@@ -130,6 +131,8 @@ class Completion:
         self.token_ids: list[int] = []
         self.seams: list[int] = []
         """Places where one part ends and another begins."""
+        self.num_thrown_away = 0
+        """Tokens that were sampled, but of no certain version."""
         self.stop_reason: StopReason | None = None
         """How it ended; ``None`` while it has to go on."""
         self._input_ids: list[int] = request.input_ids.tolist()
@@ -158,8 +161,8 @@ class Completion:
         """The next part, on a server that holds ``version`` and is not paused."""
         return Part(version, epoch, self.remaining)
 
-    def settle(self, part: Part, newest: int) -> int:
-        """Take over what of a part is certain; return how many tokens are thrown away, to be sampled again.
+    def settle(self, part: Part, newest: int) -> None:
+        """Take over what of a part is certain; the rest is thrown away and has to be sampled again.
 
         Args:
             part: one that ended or broke off.
@@ -175,6 +178,9 @@ class Completion:
         else:
             kept = len(part.token_ids)
             spans = checked_spans(finish, kept, part.version, newest)
+        # Not every server heeds stop ids when it ignores end of sequence.
+        kept = next((n for n, token in enumerate(part.token_ids[:kept], 1) if token in self._stop_ids), kept)
+        spans = [VersionSpan(start, min(end, kept), version) for start, end, version in spans if start < kept]
         offset = len(self.token_ids)
         if kept:
             if offset:
@@ -186,8 +192,8 @@ class Completion:
                 self._spans.append(VersionSpan(start, end, version))
             self.token_ids += part.token_ids[:kept]
             self._logprobs += part.logprobs[:kept]
+        self.num_thrown_away += len(part.token_ids) - kept
         self.stop_reason = self._ended(finish)
-        return len(part.token_ids) - kept
 
     def _ended(self, finish: Finish | None) -> StopReason | None:
         if finish is not None and finish.reason == "stop":

@@ -87,6 +87,10 @@ class ServerDialect(ABC):
     name: ClassVar[str]
     """As in ``rollout.engine``."""
     generate_path: ClassVar[str]
+    alive_path: ClassVar[str] = "/health"
+    """Answers a GET at once while the server lives, also when it is paused."""
+    scores_truncated: ClassVar[bool] = True
+    """Whether truncated sampling (``top_p``, ``top_k``) has log-probabilities; else they are NaN."""
 
     @abstractmethod
     def request_body(

@@ -5,7 +5,7 @@ Facts of SGLang 0.5.23 that the code rests on:
 - ids are matched by their beginning when a request is aborted, so each ends in a sign that no id holds;
 - a stop string is looked for in only as many last tokens as its own encoding has, so one that the model spelled in
   smaller pieces is missed; a stop expression is looked for in as many tokens as it has characters;
-- ``ignore_eos`` also ignores ``stop_token_ids``;
+- ``ignore_eos`` also ignores ``stop_token_ids``, so such a completion runs on and is cut here (``Completion``);
 - the body of ``pause_generation`` with mode ``abort`` waits in steps of a second, so a pause of that kind retracts and
   then aborts what waits;
 - releasing memory while a request runs ends the server;
@@ -67,14 +67,9 @@ class SglangDialect(ServerDialect):
         """See ``ServerDialect.request_body``.
 
         Raises:
-            RequestError: stops that SGLang cannot heed.
+            RequestError: a stop string is too long for SGLang.
         """
         sampling = request.sampling
-        if sampling.ignore_eos and sampling.stop_token_ids:
-            raise RequestError(
-                f"{request.request_id}: SGLang ignores stop_token_ids, too, when it ignores end of sequence; "
-                "drop ignore_eos or stop_token_ids"
-            )
         wanted: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": sampling.temperature,

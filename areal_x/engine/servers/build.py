@@ -1,0 +1,221 @@
+"""Makes a ``ServerEngine`` from a configuration; what can be wrong with model and machine is found before any start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
+from areal_x.api.errors import ConfigError
+from areal_x.engine.inference.stopping import has_tokenizer
+from areal_x.engine.servers.dialect import KvOnUpdate, ServerDialect
+from areal_x.engine.servers.environments import check_server_version, find_server_python
+from areal_x.engine.servers.launch_command import LaunchSettings
+from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
+from areal_x.engine.servers.model_facts import ModelFacts, check_servable, read_model_facts
+from areal_x.engine.servers.replica import Launch
+from areal_x.engine.servers.server_engine import ServerEngine
+from areal_x.engine.servers.server_process import ServerProcess
+from areal_x.engine.servers.settings import EngineSettings
+from areal_x.engine.servers.sglang_command import sglang_command
+from areal_x.engine.servers.sglang_dialect import SglangDialect
+from areal_x.engine.servers.vllm_command import vllm_command
+from areal_x.engine.servers.vllm_dialect import VllmDialect
+from areal_x.engine.transfer.transport import WeightTransport
+
+__all__ = ["RunningServer", "StartedServer", "build_server_engine"]
+
+_KEY_BYTES = 32
+_KINDS = {"vllm": (VllmDialect, vllm_command), "sglang": (SglangDialect, sglang_command)}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_KV_ON_UPDATE: dict[str, KvOnUpdate] = {"recompute": "recompute", "keep": "keep", "abort": "abort"}
+
+
+class RunningServer:
+    """A server that somebody else runs."""
+
+    restarts = False
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+
+    async def __call__(self) -> tuple[str, ServerProcess | None]:
+        """Its address."""
+        return self.base_url, None
+
+
+class StartedServer:
+    """A server that this run starts, each time on a free port unless one is set.
+
+    Args:
+        kind: ``vllm`` or ``sglang``.
+        settings: what it is started with; ``port`` 0 takes a free one.
+        log_path: what it prints goes there.
+    """
+
+    restarts = True
+
+    def __init__(self, kind: str, settings: LaunchSettings, log_path: Path) -> None:
+        self._command = _KINDS[kind][1]
+        self._settings = settings
+        self._log_path = log_path
+
+    async def __call__(self) -> tuple[str, ServerProcess | None]:
+        """Start it; its address and its process."""
+        settings = self._settings
+        port = settings.port or free_ports(settings.host, 1)[0]
+        command = self._command(replace(settings, port=port))
+        env = {**os.environ, **command.env}
+        process = await asyncio.to_thread(ServerProcess, command.argv, env, self._log_path)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        return f"http://{host}:{port}", process
+
+
+def build_server_engine(
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    model_path: str,
+    *,
+    log_dir: Path,
+    seed: int,
+    transport: WeightTransport | None,
+    initial_version: int = 0,
+) -> ServerEngine:
+    """The engine of a run. Nothing starts before its ``start``.
+
+    Args:
+        model_path: the model that the servers load, whose weights are of ``initial_version``.
+        log_dir: each server that is started here writes a log there.
+        seed: derives the seeds of requests that have none.
+        transport: how new weights reach the servers; ``None`` where they never change.
+
+    Raises:
+        ConfigError: model, servers' version, ports, GPUs or addresses do not fit; the message names the key.
+    """
+    facts = read_model_facts(model_path, model.trust_remote_code)
+    server, kind = rollout.server, rollout.engine
+    if facts.max_length is not None and facts.max_length < rollout.max_length:
+        raise ConfigError(
+            f"rollout.max_length={rollout.max_length} is above the {facts.max_length} positions of {model_path}; "
+            f"set at most {facts.max_length}"
+        )
+    launches: Sequence[Launch]
+    if rollout.base_urls:
+        key = _key_from(server)
+        launches = [RunningServer(url) for url in rollout.base_urls]
+    else:
+        key = _key_from(server) or secrets.token_urlsafe(_KEY_BYTES)
+        launches = _launches(model, rollout, model_path, facts, log_dir, seed, transport, key)
+    settings = EngineSettings(
+        vocab_size=facts.vocab_size,
+        max_length=rollout.max_length,
+        num_slots=rollout.num_slots,
+        eos_ids=facts.eos_ids,
+        seed=seed,
+        kv_on_update=_KV_ON_UPDATE[rollout.kv_on_update],
+        initial_version=initial_version,
+        model_name=server.model_name or "" if rollout.base_urls else "",
+        model_path=model_path,
+        has_tokenizer=has_tokenizer(model_path),
+        trust_remote_code=model.trust_remote_code,
+        api_key=key,
+        start_timeout_seconds=server.start_timeout_seconds,
+        stall_timeout_seconds=server.stall_timeout_seconds,
+        update_timeout_seconds=server.update_timeout_seconds,
+        all_gone_timeout_seconds=server.all_gone_timeout_seconds,
+        max_restarts=server.max_restarts,
+    )
+    dialect: ServerDialect = _KINDS[kind][0]()
+    return ServerEngine(dialect, launches, settings, transport)
+
+
+def _launches(
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    model_path: str,
+    facts: ModelFacts,
+    log_dir: Path,
+    seed: int,
+    transport: WeightTransport | None,
+    key: str,
+) -> list[StartedServer]:
+    """The servers to start, each checked against this machine."""
+    server, kind = rollout.server, rollout.engine
+    if server.host not in _LOOPBACK and not (server.public and server.api_key_env):
+        raise ConfigError(
+            f"rollout.server.host={server.host} is reached by other machines; set rollout.server.public=true and "
+            "rollout.server.api_key_env, or leave out host"
+        )
+    gpus = _gpus(model, server)
+    check_servable(facts, kind, on_cpu=not gpus)
+    python = find_server_python(kind, server.python)
+    check_server_version(kind, python)
+    check_gpus(gpus)
+    ports = [0 if server.port is None else server.port + index for index in range(server.num_servers)]
+    check_ports_free(server.host, [port for port in ports if port])
+    return [
+        StartedServer(
+            kind,
+            LaunchSettings(
+                python=python,
+                model_path=model_path,
+                host=server.host,
+                port=port,
+                dtype=model.dtype,
+                max_length=rollout.max_length,
+                num_slots=-(-rollout.num_slots // server.num_servers),
+                gpus=tuple(gpus[index * server.tensor_parallel : (index + 1) * server.tensor_parallel]),
+                num_threads=rollout.num_threads,
+                seed=seed,
+                weights="disk" if transport is None else transport.way,
+                kv_on_update=rollout.kv_on_update,
+                quantization=server.quantization,
+                memory_fraction=server.memory_fraction,
+                kv_cache_gib=server.kv_cache_gib,
+                stream_interval=server.stream_interval,
+                can_sleep=rollout.colocated,
+                trust_remote_code=model.trust_remote_code,
+                api_key=key,
+                args=tuple(server.args),
+                env=tuple(server.env.items()),
+            ),
+            log_dir / f"{kind}-{index}.log",
+        )
+        for index, port in enumerate(ports)
+    ]
+
+
+def _gpus(model: ModelConfig, server: ServerConfig) -> tuple[int, ...]:
+    """The GPUs that the servers take, empty on a CPU."""
+    if model.device == "cpu" or (model.device == "auto" and not _has_gpu()):
+        if server.gpus:
+            raise ConfigError(f"rollout.server.gpus={list(server.gpus)}, but model.device is a CPU; leave out gpus")
+        return ()
+    wanted = server.num_servers * server.tensor_parallel
+    gpus = tuple(range(wanted)) if server.gpus is None else tuple(server.gpus)
+    if len(gpus) < wanted:
+        raise ConfigError(
+            f"rollout.server.gpus={list(gpus)} are {len(gpus)} GPUs; {server.num_servers} servers with "
+            f"tensor_parallel={server.tensor_parallel} need {wanted}"
+        )
+    return gpus
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _key_from(server: ServerConfig) -> str | None:
+    if server.api_key_env is None:
+        return None
+    key = os.environ.get(server.api_key_env)
+    if not key:
+        raise ConfigError(f"rollout.server.api_key_env={server.api_key_env}: that variable is not set")
+    return key

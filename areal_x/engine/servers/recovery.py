@@ -1,0 +1,165 @@
+"""Brings a server up, and brings it back each time it is lost.
+
+A server that the run started is started again, ``max_restarts`` times; one that somebody else runs is asked with
+growing pauses until it answers. Either takes part again only after ``admit``: with the weights that the others have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+from areal_x.api.errors import EngineDiedError, EngineError
+from areal_x.api.records import ModelRequest, SamplingParams
+from areal_x.engine.servers.client import ServerClient
+from areal_x.engine.servers.continuation import Completion
+from areal_x.engine.servers.dialect import ServerError, ServerFacts, ServerLostError
+from areal_x.engine.servers.replica import Replica
+from areal_x.engine.servers.settings import EngineSettings
+
+__all__ = ["Recovery"]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_NOTICE_SECONDS = 30.0
+
+
+class Recovery:
+    """Life and return of servers.
+
+    Args:
+        admit: gives a server that is ready its weights and lets it serve.
+        awake: set while servers may hold memory of the device.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, admit: Callable[[Replica], Awaitable[None]], awake: asyncio.Event
+    ) -> None:
+        self._settings = settings
+        self._admit = admit
+        self._awake = awake
+
+    async def bring_up(self, replica: Replica) -> None:
+        """Start or find the server; return when it has generated one token.
+
+        Raises:
+            EngineDiedError: it ended; the message has its last lines.
+            EngineError: it cannot be used as it is, or was not ready in time.
+        """
+        settings = self._settings
+        address, process = await replica.launch()
+        client = ServerClient(
+            address,
+            settings.model_name,
+            api_key=settings.api_key,
+            call_timeout_seconds=settings.update_timeout_seconds,
+        )
+        replica.attach(client, process)
+        notices = asyncio.get_running_loop().create_task(self._notices(replica), name=f"notices of {replica.name}")
+        try:
+            async with asyncio.timeout(settings.start_timeout_seconds):
+                await self._make_ready(replica)
+        except TimeoutError:
+            raise EngineDiedError(
+                f"{replica.name} ({address}) was not ready within {settings.start_timeout_seconds:g} s "
+                f"(rollout.server.start_timeout_seconds){_last_lines(replica)}",
+                replica.tail,
+            ) from None
+        finally:
+            notices.cancel()
+            await asyncio.gather(notices, return_exceptions=True)
+
+    async def _make_ready(self, replica: Replica) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                facts = await replica.dialect.facts(replica.client)
+                self._check(replica, facts)
+                replica.client.model_name = facts.model_name
+                # A server that somebody else runs may have been left paused, and none has a version of ours yet.
+                await replica.dialect.resume(replica.client)
+                await replica.dialect.set_version(replica.client, replica.version)
+                await self._first_token(replica)
+                return
+            except ServerLostError as error:
+                if replica.state == "gone":
+                    raise EngineDiedError(f"{replica.cause}", replica.tail) from error
+            except ServerError as error:
+                if error.status < 500:
+                    raise EngineError(f"{replica.name}: {error}{_last_lines(replica)}") from error
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await replica.lost.wait()
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _check(self, replica: Replica, facts: ServerFacts) -> None:
+        settings = self._settings
+        where = f"{replica.name} ({replica.client.base_url})"
+        if facts.max_length is not None and facts.max_length < settings.max_length:
+            raise EngineError(
+                f"{where} takes {facts.max_length} tokens, rollout.max_length is {settings.max_length}; "
+                "lower it or start the server with a longer context"
+            )
+        if facts.vocab_size is not None and facts.vocab_size != settings.vocab_size:
+            raise EngineError(
+                f"{where} serves a model with {facts.vocab_size} ids, model.path has {settings.vocab_size}; "
+                "start the server with the same model"
+            )
+
+    async def _first_token(self, replica: Replica) -> None:
+        sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        request = ModelRequest(np.zeros(1, np.int32), sampling, request_id="first-token")
+        completion = Completion(request, 1, 0, ())
+        await replica.generate(completion)
+        if not completion.token_ids:
+            raise ServerLostError(f"{replica.client.base_url} ended its first request without a token")
+
+    async def _notices(self, replica: Replica) -> None:
+        """Say what a start that takes long waits for."""
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(_NOTICE_SECONDS)
+            lines = replica.tail.splitlines()
+            last = f"; last line: {lines[-1].strip()}" if lines else ""
+            where = f"{replica.name} at {replica.client.base_url}"
+            self._settings.notify(f"{where} is not ready after {time.monotonic() - started:.0f} s{last}")
+
+    async def keep(self, replica: Replica) -> None:
+        """Bring the server back each time it is lost; return when it is given up."""
+        settings = self._settings
+        pause = _FIRST_PAUSE
+        while True:
+            await replica.lost.wait()
+            await replica.stop(0.0)
+            if replica.launch.restarts:
+                if replica.num_restarts == settings.max_restarts:
+                    settings.notify(f"{_first_line(replica.cause)}; it is not started again")
+                    return
+                replica.num_restarts += 1
+                settings.notify(
+                    f"{_first_line(replica.cause)}; it is started again "
+                    f"({replica.num_restarts} of rollout.server.max_restarts={settings.max_restarts})"
+                )
+            else:
+                settings.notify(f"{_first_line(replica.cause)}; it takes part again when it answers")
+                await asyncio.sleep(pause)
+            await self._awake.wait()
+            try:
+                await self.bring_up(replica)
+                await self._admit(replica)
+                pause = _FIRST_PAUSE
+            except EngineError as error:
+                replica.lose(f"did not come back: {error}")
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _last_lines(replica: Replica) -> str:
+    tail = replica.tail
+    return f"; its last lines:\n{tail}" if tail else ""
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0].removesuffix("; its last lines:")
