@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SglangDialect"]
 
 _MAX_SEED = 2**63 - 1
-_ID_END = "/"
+_ID_END = "\x1f"
 _MAX_EXPRESSION_BYTES = 256
 _ROUTES = (
     "/pause_generation",
