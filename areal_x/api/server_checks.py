@@ -10,7 +10,7 @@ from areal_x.api.check_values import above_zero, at_least, bad_value, one_of
 from areal_x.api.config import ExperimentConfig, RolloutConfig, ServerConfig
 from areal_x.api.errors import ConfigError
 
-__all__ = ["ENGINES", "SERVER_ENGINES", "check_engine", "check_trains", "is_loopback"]
+__all__ = ["ENGINES", "SERVER_ENGINES", "check_engine", "check_trains", "is_loopback", "server_gpus", "trainer_gpu"]
 
 SERVER_ENGINES = ("sglang", "vllm")
 """Inference servers that a run can train with."""
@@ -63,6 +63,27 @@ def check_trains(rollout: RolloutConfig) -> None:
             "is for areal-x eval: its replies are text without the token ids and log-probabilities that training needs"
         )
         raise bad_value("rollout.engine", "openai", f"{fix}; use vllm, sglang or embedded")
+
+
+def server_gpus(config: ExperimentConfig, trains: bool) -> list[int]:
+    """The GPUs that servers take where there are GPUs: those that are named; by default the first ones but the
+    trainer's, or, colocated, the trainer's own and then the first others.
+
+    Args:
+        trains: whether a trainer takes a GPU, too.
+    """
+    server, rollout = config.rollout.server, config.rollout
+    if server.gpus is not None:
+        return list(server.gpus)
+    needed = server.num_servers * server.tensor_parallel
+    own = trainer_gpu(config) if trains else None
+    others = [gpu for gpu in range(needed + 1) if gpu != own]
+    return ([own, *others] if own is not None and rollout.colocated else others)[:needed]
+
+
+def trainer_gpu(config: ExperimentConfig) -> int:
+    """The GPU of the trainer where there are GPUs."""
+    return int(config.model.device.partition(":")[2] or 0)
 
 
 def is_loopback(host: str) -> bool:
@@ -206,6 +227,9 @@ def _check_ways(config: ExperimentConfig) -> None:
         raise bad_value(key, way, "two processes of one GPU cannot use it; use cuda_ipc with rollout.colocated=true")
     if way == "cuda_ipc" and not rollout.colocated:
         raise bad_value(key, way, "passes memory of one GPU on; use nccl, or set rollout.colocated=true")
+    if way == "cuda_ipc" and server.num_servers > 1:
+        fix = f"only one of {server.num_servers} servers has the trainer's GPU; use shared_memory, or num_servers=1"
+        raise bad_value(key, way, fix)
     if server.quantization is not None:
         one_of("rollout.server.quantization", server.quantization, ("fp8", "fp8_block"))
         if on_cpu:

@@ -39,7 +39,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         _check_reward_names(config)
         _check_workflow(config)
         _check_functions(config)
-        check_server_environment(config)
+        check_server_environment(config, trains=command == "train")
     return config
 
 

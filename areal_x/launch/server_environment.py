@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig, ModelConfig
 from areal_x.api.errors import ConfigError
-from areal_x.api.server_checks import SERVER_ENGINES
+from areal_x.api.server_checks import SERVER_ENGINES, server_gpus, trainer_gpu
 
 if TYPE_CHECKING:
     from areal_x.engine.servers.model_facts import ModelFacts
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["check_server_environment"]
 
 
-def check_server_environment(config: ExperimentConfig) -> None:
+def check_server_environment(config: ExperimentConfig, trains: bool) -> None:
     """Raise when the configured servers could not be started here, or could not serve the model.
+
+    Args:
+        trains: whether a trainer takes part, which has a GPU of its own where there are GPUs.
 
     Raises:
         ConfigError: names the key, the value and the fix.
@@ -33,7 +36,7 @@ def check_server_environment(config: ExperimentConfig) -> None:
     if not rollout.base_urls:
         _check_interpreter(config)
         on_cpu = not _uses_gpu(config.model)
-        _check_devices(config, on_cpu)
+        _check_devices(config, on_cpu, trains)
         _check_ports(config)
     _check_model(config, on_cpu)
 
@@ -61,12 +64,17 @@ def _uses_gpu(model: ModelConfig) -> bool:
     return torch.cuda.is_available()
 
 
-def _check_devices(config: ExperimentConfig, on_cpu: bool) -> None:
+def _check_devices(config: ExperimentConfig, on_cpu: bool, trains: bool) -> None:
     server = config.rollout.server
     if not on_cpu:
         from areal_x.engine.servers.machine_checks import check_gpus
 
-        check_gpus(server.gpus or range(server.num_servers * server.tensor_parallel))
+        gpus = server_gpus(config, trains)
+        check_gpus(gpus)
+        own = trainer_gpu(config)
+        if trains and own in gpus and not config.rollout.colocated and server.weights in ("auto", "nccl"):
+            fix = f"GPU {own} is the trainer's; name others, or set rollout.colocated=true so that they take turns"
+            raise bad_value("rollout.server.gpus", gpus, fix)
         return
     needs_gpu = {
         "gpus": server.gpus is not None,

@@ -9,7 +9,7 @@ import numpy as np
 from areal_x.observe.run_files import RunData
 from areal_x.observe.sample_choice import choose_samples
 from areal_x.observe.step_line import reward_parts
-from areal_x.observe.summary import format_duration
+from areal_x.observe.summary import format_duration, server_events
 
 __all__ = ["headline", "report_data"]
 
@@ -77,6 +77,12 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
         within = sum(count for lag, count in counts.items() if not isinstance(bound, int) or lag <= bound)
         note = f"of trained tokens within the bound of {bound}" if isinstance(bound, int) else "no bound known"
         figures.append(("Staleness", f"{within / total:.0%}" if within == total else f"{within / total:.2%}", note))
+    published = run.steady_mean("weights/publish_seconds")
+    if published is not None:
+        figures.append(("Weight update", format_duration(published), "until new weights are served, steady state"))
+    events = server_events(run)
+    if events:
+        figures.append(("Servers", events[0], ", ".join(events[1:]) or "nothing else happened to them"))
     if run.duration is not None:
         steps = run.trained_steps[-1]["step"] if run.trained_steps else 0
         figures.append(("Duration", format_duration(run.duration), "1 step" if steps == 1 else f"{steps} steps"))

@@ -68,6 +68,10 @@ class RunData:
         weights = [float(row.get("perf/step_seconds") or 1.0) for row in rows]
         return sum(float(row[name]) * w for row, w in zip(rows, weights, strict=True)) / sum(weights) if rows else None
 
+    def last(self, name: str) -> float:
+        """The last value of a running total, 0 where the run has none."""
+        return float(next((row[name] for row in reversed(self.trained_steps) if name in row), 0.0))
+
     def lag_counts(self) -> dict[int, int]:
         """Trained tokens by lag in versions, summed over the run."""
         counts: dict[int, int] = {}

@@ -8,19 +8,32 @@ from typing import Any
 from areal_x.observe.run_files import RunData, load_run
 from areal_x.observe.sample_choice import choose_samples
 
-__all__ = ["format_duration", "summary_lines"]
+__all__ = ["format_duration", "server_events", "summary_lines"]
 
 _TEXT_WIDTH = 96
 
 
 def format_duration(seconds: float) -> str:
-    """``seconds`` as people say it: ``41 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    """``seconds`` as people say it: ``60 ms``, ``41 s``, ``2 min 5 s``, ``3 h 20 min``."""
     whole = round(seconds)
+    if 0 < seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def server_events(run: RunData) -> list[str]:
+    """What happened to inference servers and to the requests on them; empty where nothing did."""
+    names = {
+        "engine/servers_restarted": "restarts",
+        "engine/requests_continued": "requests continued",
+        "engine/tokens_sampled_again": "tokens sampled again",
+        "engine/updates_redone": "weight updates redone",
+    }
+    return [f"{int(run.last(name))} {words}" for name, words in names.items() if run.last(name)]
 
 
 def summary_lines(run_dir: Path) -> list[str]:
@@ -30,7 +43,7 @@ def summary_lines(run_dir: Path) -> list[str]:
         DataError: ``run_dir`` holds no run.
     """
     run = load_run(run_dir)
-    lines = [*_accuracy_lines(run), *_reward_lines(run), *_speed_lines(run)]
+    lines = [*_accuracy_lines(run), *_reward_lines(run), *_speed_lines(run), *_server_lines(run)]
     chosen = choose_samples(run, 1)
     lines += [_sample_line("best sample", record) for record in chosen.best[:1]]
     lines += [_sample_line("worst sample", record) for record in chosen.worst[:1]]
@@ -77,6 +90,12 @@ def _speed_lines(run: RunData) -> list[str]:
         note = "" if status in ("", "finished") else f" ({'interrupted' if status == 'running' else status})"
         lines.append(f"{'duration':<16}{format_duration(run.duration)}{note}")
     return lines
+
+
+def _server_lines(run: RunData) -> list[str]:
+    """What became of inference servers, if anything did."""
+    told = server_events(run)
+    return [f"{'servers':<16}{', '.join(told)}"] if told else []
 
 
 def _sample_line(label: str, record: dict[str, Any]) -> str:

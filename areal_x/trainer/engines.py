@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
-from areal_x.api.server_checks import SERVER_ENGINES
+from areal_x.api.server_checks import SERVER_ENGINES, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.policy import embedding_rows
@@ -126,6 +127,9 @@ def _make_engine(
         from areal_x.engine.servers.build import build_server_engine
 
         assert not isinstance(staging, SharedWeights)
+        if torch.cuda.is_available() and config.model.device != "cpu" and not rollout.base_urls:
+            gpus = server_gpus(config, trains=staging is not None)
+            rollout = dataclasses.replace(rollout, server=dataclasses.replace(rollout.server, gpus=gpus))
         return build_server_engine(
             config.model, rollout, model_path, log_dir=log_dir, seed=config.seed, transport=staging
         )
