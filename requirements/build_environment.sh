@@ -3,15 +3,17 @@
 #     requirements/build_environment.sh vllm_cpu|sglang_cpu|sglang_gpu [PYTHON]
 # One folder for each state of what it is built from, in AREAL_X_ENVIRONMENTS (default: the user's cache).
 set -euo pipefail
-cd "$(dirname "$0")"
 
 kind=$1
-python=${2:-python3}
+python=$(command -v "${2:-python3}") || { echo "${2:-python3} is no Python; name one that can be run" >&2; exit 1; }
+# Its links are kept: the interpreter of a virtual environment is one.
+python=$(realpath -s "$python")
+cd "$(dirname "$0")"
 root=${AREAL_X_ENVIRONMENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/areal_x/environments}
 shims=../tests/servers/sglang_cpu
-# The shims are SGLang's on a CPU; for the others they are a few bytes more in the hash.
-state=$({ "$python" -VV; uname -m; cat "$kind.txt" build_environment.sh "$shims"/*.py "$shims"/sgl_kernel/*.py; } |
-    sha256sum | cut -c 1-12)
+inputs=("$kind.txt" build_environment.sh)
+[ "$kind" != sglang_cpu ] || inputs+=("$shims/install.py" "$shims/sgl_kernel/__init__.py")
+state=$({ "$python" -VV && uname -m && cat "${inputs[@]}"; } | sha256sum | cut -c 1-12)
 home=$root/$kind-$state
 
 build() {
@@ -20,12 +22,14 @@ build() {
     find "$root" -maxdepth 1 -name ".$kind-*" -mmin +120 -exec rm -rf {} +
     # Built aside and renamed: a folder of the final name is always whole, and two builds at once do not meet.
     building=$(mktemp -d "$root/.$kind-XXXXXX")
+    chmod 755 "$building"
     trap 'rm -rf "$building"' EXIT
-    "$python" -m venv "$building"
-    # The CPU lists are closed: without their dependencies' dependencies, of which half would never be imported.
-    local closed=--no-deps
-    [ "$kind" != sglang_gpu ] || closed=
-    "$building/bin/python" -m pip install --quiet --no-compile $closed --requirement "$kind.txt" || {
+    # pip of the caller installs into it: nobody installs anything into it later.
+    "$python" -m venv --without-pip "$building"
+    # The lists for a CPU are complete: what else their packages depend on would never be imported.
+    local dependencies=(--no-deps)
+    [ "$kind" != sglang_gpu ] || dependencies=()
+    "$python" -m pip --python "$building/bin/python" install --quiet --no-compile "${dependencies[@]}" --requirement "$kind.txt" || {
         echo "the pins of requirements/$kind.txt could not be installed. The lists for a CPU name the CPU build of torch" \
             "(2.13.0+cpu): where pip does not find it, add PyTorch's index of CPU wheels to pip's configuration" >&2
         exit 1
