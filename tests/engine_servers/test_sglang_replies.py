@@ -12,6 +12,7 @@ import pytest
 
 from areal_x.api.errors import RequestError
 from areal_x.api.records import ModelRequest, SamplingParams
+from areal_x.engine.servers.continuation import Completion
 from areal_x.engine.servers.dialect import Finish, Piece, ServerError
 from areal_x.engine.servers.sglang_dialect import SglangDialect
 from areal_x.engine.servers.sglang_reply import SglangReply
@@ -225,3 +226,19 @@ def test_a_refusal_has_its_status() -> None:
     with pytest.raises(ServerError, match="too long") as caught:
         SglangReply().read(message([], 0, reason=failed, spans=[("3", 0, 0)]))
     assert caught.value.status == 400
+
+
+def test_a_completion_ends_at_its_stop_id_though_the_server_went_on() -> None:
+    """SGLang heeds no stop ids when it ignores end of sequence."""
+    sampling = SamplingParams(max_new_tokens=4, stop_token_ids=(12,), ignore_eos=True)
+    completion = Completion(ModelRequest(np.array([5]), sampling), 4, 0, eos_ids=(11,))
+    part = completion.begin(3, 0)
+    reply = SglangReply()
+    for text in (message([A, B, C], 3), message([D], 4, reason=LENGTH, spans=[("3", 0, 1), ("4", 1, 4)])):
+        piece = reply.read(text)
+        assert piece is not None
+        part.add(piece, 0)
+    completion.settle(part, 4)
+    response = completion.response(100, allow_nan=False, started_at=0.0, finished_at=1.0)
+    assert response.output_ids.tolist() == [11, 12] and response.logprobs.tolist() == [-1.0, -2.0]
+    assert response.stop_reason == "stop" and response.version_spans == [(0, 1, 3), (1, 2, 4)]
