@@ -159,10 +159,10 @@ def receive_buckets(
     place = device if group.is_nccl else torch.device("cpu")
     flat = torch.empty(sizes[0], dtype=torch.uint8, device=place)
     work = group.broadcast(flat)
-    for bucket, next_size in zip(buckets, [*sizes[1:], None], strict=True):
+    for number, bucket in enumerate(buckets):
         group.wait(work)
-        come = flat
-        if next_size is not None:
-            flat = torch.empty(next_size, dtype=torch.uint8, device=place)
+        received = flat
+        if number + 1 < len(buckets):
+            flat = torch.empty(sizes[number + 1], dtype=torch.uint8, device=place)
             work = group.broadcast(flat)
-        yield from views_of(come, bucket)
+        yield from views_of(received, bucket)

@@ -1,0 +1,93 @@
+"""Which way weights take: what ``auto`` stands for, and combinations that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transport_weights import weights
+
+from areal_x.api.errors import ConfigError
+from areal_x.engine.transfer.make_transport import check_way, choose_way, make_transport
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("on_cpu", "starts", "colocated", "num_servers", "expected"),
+    [
+        (True, True, False, 1, "shared_memory"),
+        (True, True, True, 2, "shared_memory"),
+        (False, True, True, 1, "cuda_ipc"),
+        (False, True, True, 2, "shared_memory"),
+        (False, True, False, 1, "nccl"),
+        (False, True, False, 4, "nccl"),
+        (True, False, False, 1, "disk"),
+        (False, False, False, 3, "disk"),
+    ],
+)
+def test_auto_chooses_a_way_that_is_allowed(
+    engine: str, on_cpu: bool, starts: bool, colocated: bool, num_servers: int, expected: str
+) -> None:
+    way = choose_way(engine, on_cpu, starts, colocated, num_servers)
+    assert way == expected
+    urls = [] if starts else ["http://10.0.0.7:8000"]
+    check_way(way, on_cpu=on_cpu, starts_servers=starts, colocated=colocated, base_urls=urls)
+
+
+@pytest.mark.parametrize(
+    ("way", "changes", "message"),
+    [
+        ("shm", {}, "=shm: it must be one of auto, shared_memory, gloo, nccl, cuda_ipc, disk"),
+        ("nccl", {"on_cpu": True}, "=nccl: it needs CUDA"),
+        ("cuda_ipc", {"on_cpu": True}, "=cuda_ipc: it needs CUDA"),
+        ("nccl", {"colocated": True}, "takes no GPU twice"),
+        ("cuda_ipc", {}, "rollout.colocated=true"),
+        (
+            "shared_memory",
+            {"starts_servers": False, "base_urls": ["http://localhost:1", "http://gpu7:8000"]},
+            "http://gpu7:8000 is on another machine; use disk",
+        ),
+    ],
+)
+def test_ways_that_cannot_work_are_refused(way: str, changes: dict[str, Any], message: str) -> None:
+    settings = {"on_cpu": False, "starts_servers": True, "colocated": False, "base_urls": []} | changes
+    with pytest.raises(ConfigError, match=message):
+        check_way(way, **settings)
+
+
+def test_servers_on_this_machine_may_be_reached_through_its_memory() -> None:
+    urls = ["http://127.0.0.1:8000", "http://localhost:8001", "http://[::1]:8002"]
+    check_way("shared_memory", on_cpu=True, starts_servers=False, colocated=False, base_urls=urls)
+
+
+@pytest.mark.parametrize(
+    ("way", "engine", "told"),
+    [("shared_memory", "vllm", "shared_memory"), ("shared_memory", "sglang", "disk"), ("disk", "vllm", "disk")],
+)
+@pytest.mark.parametrize("quantization", [None, "fp8", "fp8_block"])
+def test_each_way_stages_weights(tmp_path: Path, way: str, engine: str, told: str, quantization: str | None) -> None:
+    transport = make_transport(
+        way,
+        weights(0),
+        engine=engine,
+        dtype=torch.bfloat16,
+        directory=tmp_path / "w",
+        timeout_seconds=5.0,
+        quantization=quantization,
+    )
+    assert transport.way == way and transport.version is None
+    transport.write(3, weights(3))
+    assert (transport.load_order()["way"], transport.load_order()["version"]) == (told, 3)
+    num_values = sum(tensor.numel() for _, tensor in weights(0))
+    assert transport.num_bytes == 2 * num_values if quantization is None else transport.num_bytes < 2 * num_values
+    transport.send()
+    assert transport.join_orders(2) == []
+    transport.close()
+    transport.close()
+
+
+def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights=auto: it must be one of shared_memory"):
+        make_transport("auto", weights(0), engine="vllm", dtype=None, directory=tmp_path, timeout_seconds=1.0)
