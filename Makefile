@@ -66,7 +66,7 @@ test-gpu: $(STAMPS)/dev ## the tests that need a CUDA device, and those of serve
 soak: $(STAMPS)/dev vllm-cpu sglang-cpu ## the long proofs; their figures go to docs/benchmarks
 	AREAL_X_SOAK_OUT=$(CURDIR)/docs/benchmarks $(BIN)/python -m pytest -m soak
 
-bench: $(STAMPS)/bench ## all benchmarks; each prints its figure, the bound and the baseline
+bench: $(STAMPS)/bench vllm-cpu sglang-cpu ## all benchmarks; each prints its figure, the bound and the baseline
 	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment, caches and builds; runs and the environments of servers are kept

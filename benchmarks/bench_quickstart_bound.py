@@ -50,9 +50,10 @@ from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.weights import StagedSync
 from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.rollout.executor import RolloutExecutor
-from areal_x.trainer import roles, session
+from areal_x.rollout.finish_group import GroupHooks
+from areal_x.trainer import engines, roles, session
 from areal_x.trainer.batch import build_batch
-from areal_x.trainer.rewards import start_reward
+from areal_x.trainer.rewards import make_post_process, start_reward
 from areal_x.trainer.step_report import FinishedStep, StepReporter
 from areal_x.trainer.trainer import Trainer
 from areal_x.trainer.trainer_thread import TrainerThread
@@ -137,11 +138,12 @@ class RecordingReporter(StepReporter):
         super().report(finished)
 
 
-def make_config(folder: Path, steps: int, warm_steps: int) -> ExperimentConfig:
+def make_config(folder: Path, steps: int, warm_steps: int, *overrides: str) -> ExperimentConfig:
     """The quickstart without evaluations and pictures."""
     return compose_config(
         ConfigSource.named("quickstart"),
         [
+            *overrides,
             f"runs_dir={folder}",
             f"train.total_steps={steps}",
             f"sft.steps={warm_steps}",
@@ -174,17 +176,16 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
     thread = run.thread
     train_engine = await thread.call(roles.make_train_engine, config, model_path)
-    shared = roles.share_weights(train_engine, stack)
-    engine = roles.make_inference_engine(config, model_path, shared, run.directory, stack)
-    weight_sync = StagedSync(train_engine.named_weights, shared, [engine])
-    await engine.start()
-    await session.supervise(run, tokenizer, train_engine)
-    train = config.train
-    train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
-    await publish(train_engine, weight_sync)
+    staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
+    engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
+    weight_sync = StagedSync(train_engine.named_weights, staging, [engine])
+    await session.start_engine(run, engine, tokenizer, train_engine)
+    await weight_sync.stage(train_engine.version)
+    await weight_sync.publish(train_engine.version)
+    hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config))
 
     def make_trainer(trained: Any, reporter: Any) -> tuple[Trainer, RolloutExecutor]:
-        executor = session.make_executor(run, workflow, None, engine, trained.version)
+        executor = session.make_executor(run, workflow, hooks, engine, trained.version)
         trainer = Trainer(
             config,
             executor=executor,
@@ -193,7 +194,7 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
             weight_sync=weight_sync,
             thread=thread,
             reporter=reporter,
-            evaluate=session.make_evaluator(run, workflow, engine).evaluate,
+            evaluate=session.make_evaluator(run, workflow, engine, reward).evaluate,
         )
         return trainer, executor
 
