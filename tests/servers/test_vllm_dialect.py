@@ -71,9 +71,7 @@ async def test_truncated_sampling_is_renormalised(untied: Served, sampling: dict
     """Beside greedy requests in the same batch, which keep the whole distribution."""
     temperature = sampling.get("temperature", 1.0)
     wanted = [request(ids, max_new_tokens=16, seed=i, **sampling) for i, ids in enumerate(prompts(6))]
-    greedy = [
-        request(ids, max_new_tokens=16, temperature=0.0, **{**sampling, "temperature": 0.0}) for ids in prompts(3, 1)
-    ]
+    greedy = [request(ids, max_new_tokens=16, **{**sampling, "temperature": 0.0}) for ids in prompts(3, 1)]
     *sampled, one, two, three = await asyncio.gather(*map(untied.run, wanted + greedy))
     for response in (one, two, three):
         untied.policy.assert_exact(response)
@@ -223,20 +221,17 @@ async def test_a_new_request_waits_for_the_end_of_a_pause(untied: Served) -> Non
     untied.policy.assert_exact(response)
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
-async def test_the_prefix_cache_does_not_outlive_the_weights(model: str, request: pytest.FixtureRequest) -> None:
-    served: Served = request.getfixturevalue(model)
+@pytest.mark.parametrize("is_tied", [False, True])
+async def test_the_prefix_cache_does_not_outlive_the_weights(untied: Served, tied: Served, is_tied: bool) -> None:
+    served = tied if is_tied else untied
     ids = np.arange(2, 90).tolist() * 3
-    wanted = make_request(ids)
+    wanted = request(ids)
     served.policy.assert_exact(await served.run(wanted))
     for _ in range(3):
         version = await served.publish()
         response = await served.run(wanted)
         assert [span.version for span in response.version_spans] == [version]
         served.policy.assert_exact(response)
-
-
-make_request = request
 
 
 async def test_tied_embeddings_are_right_after_each_way(tied: Served) -> None:
@@ -332,9 +327,9 @@ async def joined(served: Served, transport: GlooTransport) -> None:
     await asyncio.gather(served.dialect.join(served.client, order), asyncio.to_thread(transport.join))
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
-async def test_broadcasts_are_exact_and_groups_can_be_joined_again(model: str, request: pytest.FixtureRequest) -> None:
-    served: Served = request.getfixturevalue(model)
+@pytest.mark.parametrize("is_tied", [False, True])
+async def test_broadcasts_are_exact_and_groups_can_be_joined_again(untied: Served, tied: Served, is_tied: bool) -> None:
+    served = tied if is_tied else untied
     transport = gloo(served, 4096)
     try:
         for _ in range(2):
@@ -347,17 +342,17 @@ async def test_broadcasts_are_exact_and_groups_can_be_joined_again(model: str, r
                     asyncio.to_thread(transport.send),
                 )
                 await served.dialect.resume(served.client)
-                response = await served.run(make_request(max_new_tokens=40))
+                response = await served.run(request(max_new_tokens=40))
                 assert [span.version for span in response.version_spans] == [version]
                 served.policy.assert_exact(response)
     finally:
         transport.close()
 
 
-@pytest.mark.parametrize("model", ["untied", "tied"])
-async def test_an_update_cut_half_way_is_done_again_in_whole(model: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("is_tied", [False, True])
+async def test_an_update_cut_half_way_is_done_again_in_whole(untied: Served, tied: Served, is_tied: bool) -> None:
     """Part of a fused layer has come when the sender is gone; what follows must not count it twice."""
-    served: Served = request.getfixturevalue(model)
+    served = tied if is_tied else untied
     task = await served.in_flight("cut")
     before = served.version
     await served.dialect.pause(served.client, "recompute")

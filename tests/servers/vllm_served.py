@@ -17,7 +17,8 @@ from areal_x.engine.servers.client import ServerClient
 from areal_x.engine.servers.dialect import KvOnUpdate, ServerError, ServerLostError
 from areal_x.engine.servers.environments import find_server_python
 from areal_x.engine.servers.launch_command import LaunchSettings
-from areal_x.engine.servers.server_process import ServerProcess, free_ports
+from areal_x.engine.servers.machine_checks import free_ports
+from areal_x.engine.servers.server_process import ServerProcess
 from areal_x.engine.servers.vllm_command import vllm_command
 from areal_x.engine.servers.vllm_dialect import VllmDialect
 from areal_x.engine.transfer.make_transport import make_transport

@@ -176,7 +176,9 @@ class VllmReply:
         try:
             found = json.loads(message)
             if "error" in found:
-                raise ServerError(f"vLLM ended the request: {found['error'].get('message', found['error'])}")
+                # The stream has begun by then, so the status is in the message.
+                refusal = found["error"]
+                raise ServerError(f"vLLM ended the request: {refusal['message']}", int(refusal["code"]))
             if not found["choices"]:
                 return None
             choice = found["choices"][0]
@@ -255,13 +257,18 @@ async def _has_extension(server: ServerClient) -> bool:
 
 async def _reload_from_disk(server: ServerClient, path: str) -> None:
     """Load on a server that somebody else started without this library's extension."""
-    config = json.loads((Path(path) / "config.json").read_text())
-    if config.get("tie_word_embeddings"):
+    if _ties_embeddings(Path(path)):
         info = await server.get("/server_info", config_format="json")
-        device = info["vllm_config"]["device_config"]["device_type"]
+        device = info["vllm_config"]["device_config"]["device"]
         if device == "cpu":
             raise ServerError(
                 f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
                 "embeddings when it reloads; let the run start its servers, or use a model with untied embeddings"
             )
     await server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+
+
+def _ties_embeddings(folder: Path) -> bool:
+    """Whether it may be a model with tied embeddings."""
+    config = folder / "config.json"
+    return not config.exists() or bool(json.loads(config.read_text()).get("tie_word_embeddings"))

@@ -24,9 +24,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
-__all__ = ["ExpectedWeights", "checkpoint_shapes", "reload_model"]
+from areal_x.engine.transfer.shared_buffers import TensorSpec
 
-Specs = Sequence[tuple[str, tuple[int, ...], torch.dtype]]
+__all__ = ["ExpectedWeights", "checkpoint_shapes", "reload_model"]
 
 _TIED_HEAD = "lm_head.weight"
 _SCALES = (".weight_scale", ".weight_scale_inv", ".input_scale")
@@ -56,20 +56,20 @@ class ExpectedWeights:
             if _renamed(name, fused) in self._parameters and not (ties_embeddings and name == _TIED_HEAD)
         }
 
-    def check(self, specs: Specs) -> None:
+    def check(self, specs: Sequence[TensorSpec]) -> None:
         """Raise ``ValueError`` when these are not all weights of the model in their shapes."""
         seen: set[str] = set()
-        for name, shape, dtype in specs:
-            if name in seen:
-                raise ValueError(f"weight {name!r} comes twice")
-            seen.add(name)
-            if not dtype.is_floating_point:
-                raise ValueError(f"weight {name!r} has the type {dtype}, which is none for weights")
-            known = self._shapes.get(name)
+        for spec in specs:
+            if spec.name in seen:
+                raise ValueError(f"weight {spec.name!r} comes twice")
+            seen.add(spec.name)
+            if not spec.dtype.is_floating_point:
+                raise ValueError(f"weight {spec.name!r} has the type {spec.dtype}, which is none for weights")
+            known = self._shapes.get(spec.name)
             if known is None:
-                self._check_unknown(name)
-            elif known != tuple(shape):
-                raise ValueError(f"weight {name!r} has shape {tuple(shape)}, the model has {known}")
+                self._check_unknown(spec.name)
+            elif known != spec.shape:
+                raise ValueError(f"weight {spec.name!r} has shape {spec.shape}, the model has {known}")
         missing = sorted(self._required - seen)
         if missing or not seen:
             raise ValueError(f"{len(missing) or 'all'} weights are missing: {missing[:3]}")

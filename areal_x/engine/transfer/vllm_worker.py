@@ -22,18 +22,21 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
+from vllm.platforms import current_platform
 
-from areal_x.engine.transfer.broadcast_group import BroadcastGroup, receive_buckets
-from areal_x.engine.transfer.shared_buffers import SharedVersion, specs_from_json
-from areal_x.engine.transfer.vllm_reload import ExpectedWeights, Specs, checkpoint_shapes, reload_model
+from areal_x.engine.transfer.broadcast_group import BroadcastGroup, receive_buckets, views_of
+from areal_x.engine.transfer.cuda_handle import import_flat
+from areal_x.engine.transfer.shared_buffers import SharedVersion, TensorSpec, specs_from_json
+from areal_x.engine.transfer.vllm_cpu_seeds import restore_cpu_draws
+from areal_x.engine.transfer.vllm_reload import ExpectedWeights, checkpoint_shapes, reload_model
 
 __all__ = ["ENGINE_NAME", "WorkerExtension"]
 
 ENGINE_NAME = "areal_x"
 
-_Source = tuple[Specs, Iterable[tuple[str, torch.Tensor]]]
+_Source = tuple[list[TensorSpec], Iterable[tuple[str, torch.Tensor]]]
 
-_WAYS = ["shared_memory", "broadcast", "disk"]
+_WAYS = ["shared_memory", "broadcast", "cuda_ipc", "disk"]
 
 
 class WorkerExtension:
@@ -62,6 +65,8 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)
         self._group: BroadcastGroup | None = None
+        self._opened: tuple[dict[str, Any], torch.Tensor] | None = None
+        """The trainer's CUDA buffer and the handle that it came by: a handle is opened once."""
         hf_config = self.model_config.hf_config
         self._expected = ExpectedWeights(
             checkpoint_shapes(self.model_config.model),
@@ -96,25 +101,35 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
             return _disk(order)
         if way == "broadcast":
             return self._broadcast(order)
+        if way == "cuda_ipc":
+            return self._cuda_ipc(order)
         raise ValueError(f"no way {way!r}; this server knows {', '.join(_WAYS)}")
 
     @contextmanager
     def _broadcast(self, order: dict[str, Any]) -> Iterator[_Source]:
         if self._group is None or self._group.name != order["group"]:
             raise ValueError(f"this worker has not joined the group {order['group']!r}")
-        found = specs_from_json(list(zip(order["names"], order["shapes"], order["dtypes"], strict=True)))
+        specs = specs_from_json(list(zip(order["names"], order["shapes"], order["dtypes"], strict=True)))
         try:
-            yield (
-                [(spec.name, spec.shape, spec.dtype) for spec in found],
-                receive_buckets(self._group, order, self.device),
-            )
+            yield specs, receive_buckets(self._group, order, self.device)
         except BaseException:
             # The sender is told by the broken connection instead of waiting for its time to be up.
             self.shutdown()
             raise
 
+    @contextmanager
+    def _cuda_ipc(self, order: dict[str, Any]) -> Iterator[_Source]:
+        if self._opened is None or self._opened[0] != order["handle"]:
+            self._opened = None
+            self._opened = order["handle"], import_flat(order["handle"], self.device)
+        specs = specs_from_json(order["specs"])
+        yield specs, views_of(self._opened[1][int(order["start"]) :], specs)
+        # The trainer may write into this half again as soon as it hears of the end.
+        torch.cuda.synchronize(self.device)
+
     def shutdown(self) -> None:
-        """Leave the group."""
+        """Leave the group, and close the trainer's buffer."""
+        self._opened = None
         group, self._group = self._group, None
         if group is not None:
             group.close()
@@ -124,7 +139,7 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
 def _shared_memory(order: dict[str, Any]) -> Iterator[_Source]:
     with SharedVersion(order) as version:
         named = dict(version.tensors())
-        yield [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named.items()], named.items()
+        yield _specs_of(named.items()), named.items()
 
 
 @contextmanager
@@ -134,8 +149,16 @@ def _disk(order: dict[str, Any]) -> Iterator[_Source]:
     if not files:
         raise ValueError(f"{folder} has no safetensors files")
     named = list(safetensors_weights_iterator(files, use_tqdm_on_load=False))
-    yield [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named], named
+    yield _specs_of(named), named
+
+
+def _specs_of(named: Iterable[tuple[str, torch.Tensor]]) -> list[TensorSpec]:
+    return [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named]
 
 
 if ENGINE_NAME not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(ENGINE_NAME, _Engine)
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        restore_cpu_draws(CPUModelRunner)
