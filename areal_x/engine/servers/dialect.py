@@ -76,7 +76,8 @@ class ReplyReader(Protocol):
         """The piece in one ``data:`` message (its JSON); ``None`` for a message without tokens, such as the last.
 
         Raises:
-            ServerError: the message is an error, or holds no valid tokens, log-probabilities or versions.
+            ServerError: the message is an error (``status`` says whose: 4xx the request's, 5xx the server's), or holds
+                no valid tokens, log-probabilities or versions (``status`` 0).
         """
         ...
 

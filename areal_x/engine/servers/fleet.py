@@ -78,7 +78,7 @@ class Fleet:
         self._open: list[Replica] = []
         self._serving = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
-        self._dead: EngineError | None = None
+        self._dead: EngineDiedError | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._all_gone: asyncio.TimerHandle | None = None
         self._started = False
@@ -96,7 +96,8 @@ class Fleet:
     def check_alive(self) -> None:
         """Raise what ended the engine, or that it has not begun."""
         if self._dead is not None:
-            raise self._dead
+            # One of its own for each caller: a shared one would gather everybody's traceback.
+            raise EngineDiedError(str(self._dead), self._dead.tail) from self._dead.__cause__
         if not self._keepers:
             raise EngineError("the engine is not started; await engine.start() first")
 
@@ -202,7 +203,7 @@ class Fleet:
         )
 
     def _gone_error(self, what: str) -> EngineDiedError:
-        causes = "\n".join(replica.cause or f"{replica.name} is not back yet" for replica in self.replicas)
+        causes = "\n".join(replica.cause for replica in self.replicas)
         return EngineDiedError(f"{what}: {causes}", "\n".join(replica.tail for replica in self.replicas))
 
     def _on_keeper_end(self, keeper: asyncio.Task[None]) -> None:
@@ -215,7 +216,7 @@ class Fleet:
             self._die(died)
         self._count()
 
-    def _die(self, error: EngineError) -> None:
+    def _die(self, error: EngineDiedError) -> None:
         if self._dead is not None:
             return
         self._dead = error

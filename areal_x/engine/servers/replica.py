@@ -85,7 +85,7 @@ class Replica:
         self.num_tokens = 0
         self.num_restarts = 0
         self.cause = ""
-        """Why it is gone, with its last lines."""
+        """Why it was lost last, with its last lines; empty when it has served since."""
         self.lost = asyncio.Event()
         self._watcher = watcher
         self._stall_seconds = stall_timeout_seconds
@@ -114,7 +114,6 @@ class Replica:
         """Begin anew with this server, which is not ready yet."""
         self.client, self.process = client, process
         self.lost.clear()
-        self.cause = ""
         self._stale_epoch = False
         if process is not None:
             self._exit = asyncio.get_running_loop().create_task(process.wait(), name=f"end of {self.name}")
@@ -175,7 +174,7 @@ class Replica:
         )
         read = self.dialect.reply_reader().read
         time = asyncio.get_running_loop().time
-        broken: ServerLostError | None = None
+        broken: ServerError | ServerLostError | None = None
         self._enter(time())
         try:
             async with aclosing(self.client.stream(self.dialect.generate_path, body)) as messages:
@@ -185,7 +184,9 @@ class Replica:
                         part.add(piece, self.epoch)
                         self.num_tokens += len(piece.token_ids)
                         self._last_progress = time()
-        except ServerLostError as error:
+        except (ServerError, ServerLostError) as error:
+            if isinstance(error, ServerError) and error.status == 0:
+                raise
             broken = error
         finally:
             self._leave()
@@ -230,6 +231,7 @@ class Replica:
             return
         self.state = state
         if state == "serving":
+            self.cause = ""
             self._last_progress = asyncio.get_running_loop().time()
             self._arm()
         self._watcher.on_change(self)

@@ -147,6 +147,8 @@ class ServerEngine(InferenceEngine):
         name = completion.request.request_id
         status = error.status if isinstance(error, ServerError) else None
         if status == 0:
+            if replica.state == "gone":
+                return 0
             replica.lose(f"sent a reply that cannot be: {error}")
             if num_impossible:
                 raise EngineError(

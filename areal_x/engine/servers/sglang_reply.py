@@ -26,7 +26,7 @@ class SglangReply:
             found = json.loads(message)
             if "error" in found:
                 error = found["error"]
-                raise ServerError(f"SGLang ended the request: {error['message']}", int(error.get("code") or 0))
+                raise ServerError(f"SGLang ended the request: {error['message']}", int(error.get("code") or 500))
             info = found["meta_info"]
             reason = info["finish_reason"]
             total = int(info["completion_tokens"])
