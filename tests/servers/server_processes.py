@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["engine_process", "family", "is_running", "num_running_of", "servers_of", "until"]
+__all__ = ["engine_process", "family", "is_running", "servers_of", "until"]
 
 _ENGINE_NAMES = ("VLLM::EngineCore", "sglang::scheduler")
 

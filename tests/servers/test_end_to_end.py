@@ -147,11 +147,14 @@ def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 240.0) -> Fin
 @pytest.mark.parametrize("kind", KINDS)
 def test_gsm8k_runs(tmp_path: Path, kind: str) -> None:
     short = [
-        "data.limit=1000", "sft.steps=30", "train.total_steps=6", "train.batch_size=64", "evaluation.every_steps=0",
-        "rollout.sampling.max_new_tokens=32", "evaluation.limit=32", "evaluation.sampling.max_new_tokens=32",
+        "data.limit=2000", "sft.steps=30", "train.total_steps=14", "train.learning_rate=1e-3", "train.warmup_steps=2",
+        "evaluation.every_steps=0", "rollout.sampling.max_new_tokens=32", "evaluation.limit=32",
+        "evaluation.sampling.max_new_tokens=32",
     ]  # fmt: skip
     run = gsm8k(tmp_path, kind, *short)
-    assert_sane(run, 6, 64, max_staleness=2)
+    assert_sane(run, 14, 128, max_staleness=2)
+    rewards = values(run.steps(), "reward/mean")
+    assert mean_of(rewards[-4:]) >= mean_of(rewards[:3]) + 0.03, rewards
 
 
 @pytest.mark.soak
@@ -181,8 +184,8 @@ def write_table(rows: list[str]) -> None:
     lines = [
         "# Whole runs on every engine",
         "",
-        "Written by `make soak`: the shipped configurations on 2 CPU cores. Mean reward of the first and last ten steps;",
-        "the seconds include the start of the server and the warm start.",
+        "Written by `make soak`: the shipped configurations on 2 CPU cores. Rewards are means of the first and the last",
+        "ten steps; the seconds include the start of the server and the warm start.",
         "",
         "| configuration | engine | steps | reward, first | reward, last | seconds |",
         "| --- | --- | --- | --- | --- | --- |",
