@@ -24,7 +24,6 @@ ENGINE_NAME = "areal_x"
 _EXTENSION = "areal_x.engine.transfer.vllm_worker.WorkerExtension"
 _KEY_GUARD = "areal_x.engine.servers.vllm_key_guard.KeyGuard"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-_BLOCK = [128, 128]
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -32,7 +31,7 @@ def vllm_command(settings: LaunchSettings) -> LaunchCommand:
     """The command line of one server and the variables that it needs.
 
     Raises:
-        ConfigError: the settings need a GPU, or ``quantization`` is unknown.
+        ConfigError: the settings need a GPU, or a quantized model.
     """
     on_cpu = not settings.gpus
     if on_cpu and settings.quantization is not None:
@@ -92,20 +91,18 @@ def _gpu_flags(settings: LaunchSettings) -> list[str]:
     if settings.can_sleep:
         flags += ["--enable-sleep-mode"]
     if settings.quantization is not None:
-        # The weights that come are cast already and bring their scales, so the server is told that its checkpoint is
-        # of that kind; the one on disk is not, so nothing is read from it.
-        flags += ["--hf-overrides", json.dumps({"quantization_config": _quantization(settings.quantization)})]
-        flags += ["--load-format", "dummy"]
+        _check_quantized(settings)
     return flags
 
 
-def _quantization(name: str) -> dict[str, object]:
-    config: dict[str, object] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-    if name == "fp8_block":
-        return config | {"weight_block_size": _BLOCK}
-    if name != "fp8":
-        raise ConfigError(f"rollout.server.quantization={name} is none of fp8, fp8_block")
-    return config
+def _check_quantized(settings: LaunchSettings) -> None:
+    """vLLM takes the form of its weights from the folder that it starts from, and serves these until an update."""
+    config = Path(settings.model_path) / "config.json"
+    if not config.exists() or "quantization_config" not in json.loads(config.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"rollout.server.quantization={settings.quantization}: {settings.model_path} has no quantization_config; "
+            "servers start from a copy of the model in eight bits (write_quantized_checkpoint)"
+        )
 
 
 def _served_rank(rank: int) -> int:
@@ -125,6 +122,7 @@ def _variables(settings: LaunchSettings) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         # Only the worker's own modules: the project's packages would shadow the server's.
         "PYTHONPATH": str(worker_import_folder()),
+        "PYTHONSAFEPATH": "1",
     }
     if settings.api_key is not None:
         variables["VLLM_API_KEY"] = settings.api_key
