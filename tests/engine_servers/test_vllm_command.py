@@ -14,6 +14,8 @@ import pytest
 
 import areal_x
 from areal_x.api.errors import ConfigError
+from areal_x.engine.init_model import init_model
+from areal_x.engine.servers.build import StartedServer
 from areal_x.engine.servers.launch_command import LaunchSettings
 from areal_x.engine.servers.vllm_command import ENGINE_NAME, vllm_command, worker_import_folder
 from areal_x.engine.servers.vllm_key_guard import KeyGuard
@@ -117,6 +119,19 @@ def test_eight_bits_need_a_gpu_and_a_model_that_has_them(tmp_path: Path) -> None
         vllm_command(settings(tmp_path, quantization="fp8_block", gpus=(0,)))
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
     assert vllm_command(settings(tmp_path, quantization="fp8_block", gpus=(0,))).argv
+
+
+async def test_a_server_of_eight_bits_starts_from_a_copy_of_the_model(tmp_path: Path) -> None:
+    """The server itself is replaced by a program that ends at once."""
+    init_model(tmp_path / "model", texts=["text"], hidden_size=64, num_layers=1, intermediate_size=64)
+    given = settings(tmp_path / "model", quantization="fp8", gpus=(0,), dtype="bfloat16", python=Path("/bin/true"))
+    launch = StartedServer("vllm", given, tmp_path / "vllm-0.log")
+    for _ in range(2):
+        _, process = await launch()
+        assert process is not None and await process.wait() == 0
+    config = json.loads((tmp_path / "vllm-0.model" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "fp8"
+    assert str(tmp_path / "vllm-0.model") in (tmp_path / "vllm-0.log").read_text()
 
 
 def test_workers_see_this_package_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

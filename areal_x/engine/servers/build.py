@@ -66,7 +66,7 @@ class StartedServer:
 
     async def __call__(self) -> tuple[str, ServerProcess | None]:
         """Start it; its address and its process."""
-        settings = self._settings
+        settings = await asyncio.to_thread(_with_quantized_model, self._settings, self._log_path)
         port = settings.port or free_ports(settings.host, 1)[0]
         command = self._command(replace(settings, port=port))
         env = {**os.environ, **command.env}
@@ -74,6 +74,20 @@ class StartedServer:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         return f"http://{host}:{port}", process
+
+
+def _with_quantized_model(settings: LaunchSettings, log_path: Path) -> LaunchSettings:
+    """Servers of eight bits start from a copy in eight bits: its weights are served until the first update."""
+    if settings.quantization is None:
+        return settings
+    import torch
+
+    from areal_x.engine.transfer.quantized_checkpoint import write_quantized_checkpoint
+
+    target = log_path.with_suffix(".model")
+    if not target.exists():
+        write_quantized_checkpoint(settings.model_path, target, settings.quantization, getattr(torch, settings.dtype))
+    return replace(settings, model_path=str(target))
 
 
 def build_server_engine(

@@ -49,6 +49,7 @@ class ServerProcess:
     ) -> None:
         self.log_path = log_path
         self._status: int | None = None
+        self._heard = ""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._control, theirs = socket.socketpair()
         root = Path(areal_x.__file__).resolve().parent.parent
@@ -87,7 +88,8 @@ class ServerProcess:
     def _started(self) -> int:
         self._control.settimeout(_START_SECONDS)
         try:
-            words = self._control.recv(4096).decode().strip()
+            # A server that ends at once is told of in the same breath.
+            words, _, self._heard = self._control.recv(4096).decode().partition("\n")
         except TimeoutError:
             words = f"failed nothing heard within {_START_SECONDS:g} s"
         self._control.setblocking(False)
@@ -113,10 +115,9 @@ class ServerProcess:
 
     def _last_words(self) -> int | None:
         with contextlib.suppress(OSError):
-            kind, _, status = self._control.recv(4096).decode().strip().partition(" ")
-            if kind == "ended":
-                return int(status)
-        return None
+            self._heard += self._control.recv(4096).decode()
+        kind, _, status = self._heard.strip().partition(" ")
+        return int(status) if kind == "ended" else None
 
     async def wait(self) -> int:
         """Wait until the server and all its descendants have ended; returns ``status``."""
