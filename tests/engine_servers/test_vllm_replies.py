@@ -254,6 +254,22 @@ async def test_what_a_pause_does_to_requests(kv_on_update: Any, query: str) -> N
     assert asked == [("/pause", query, None)]
 
 
+async def test_a_server_that_never_slept_is_asked_once_whether_it_sleeps() -> None:
+    asked: list[tuple[str, str, Any]] = []
+    answers: Answers = {path: (200, {}) for path in ("/wake_up", "/resume", "/sleep")}
+    async with fake({**answers, "/is_sleeping": (200, {"is_sleeping": True})}, asked) as server:
+        dialect = VllmDialect()
+        await dialect.resume(server)
+        asked.clear()
+        await dialect.resume(server)
+        assert [path for path, _, _ in asked] == ["/resume"]
+        await dialect.sleep(server)
+        await dialect.wake_up(server)
+        asked.clear()
+        await dialect.resume(server)
+        assert [path for path, _, _ in asked] == ["/is_sleeping", "/wake_up", "/resume"]
+
+
 async def test_a_server_that_sleeps_gets_its_cache_before_it_goes_on() -> None:
     asked: list[tuple[str, str, Any]] = []
     answers: Answers = {path: (200, {}) for path in ("/wake_up", "/resume", "/sleep")}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 from areal_x.api.records import ModelRequest
 from areal_x.engine.servers.dialect import (
@@ -55,6 +56,7 @@ class VllmDialect(ServerDialect):
 
     def __init__(self, adapter: str | None = None) -> None:
         self._adapter = adapter
+        self._awake: WeakSet[ServerClient] = WeakSet()
 
     def request_body(
         self, request: ModelRequest, request_id: str, input_ids: list[int], max_new_tokens: int, seed: int | None
@@ -122,10 +124,14 @@ class VllmDialect(ServerDialect):
 
     async def resume(self, server: ServerClient) -> None:
         """See ``ServerDialect.resume``. A server that woke up for its weights gets the memory for keys and values."""
-        state = await server.get("/is_sleeping")
-        if state["is_sleeping"]:
-            await server.post("/wake_up", tags="kv_cache")
+        # Paused alone counts as sleeping there, so it is asked only where it can be more than that: on first contact
+        # and after ``sleep``. In an update, each call waits behind the requests in flight.
+        if server not in self._awake:
+            state = await server.get("/is_sleeping")
+            if state["is_sleeping"]:
+                await server.post("/wake_up", tags="kv_cache")
         await server.post("/resume")
+        self._awake.add(server)
 
     async def join(self, server: ServerClient, order: dict[str, Any]) -> None:
         """See ``ServerDialect.join``. May be sent again: the group joined before is left."""
@@ -158,10 +164,12 @@ class VllmDialect(ServerDialect):
 
     async def sleep(self, server: ServerClient) -> None:
         """See ``ServerDialect.sleep``. Requests in flight stay queued and are computed again afterwards."""
+        self._awake.discard(server)
         await server.post("/sleep", level="2", mode="keep")
 
     async def wake_up(self, server: ServerClient) -> None:
         """See ``ServerDialect.wake_up``. The memory for keys and values follows in ``resume``."""
+        self._awake.discard(server)
         await server.post("/wake_up", tags="weights")
 
 
