@@ -36,7 +36,7 @@ _ID_PREFIX = "generate-tokens-"
 _NO_LOGPROB = -9999.0
 _FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
 _MAX_SEED = 2**63 - 1
-_PAUSES = {
+_PAUSES: dict[str, dict[str, Any]] = {
     "recompute": {"mode": "keep", "clear_cache": "true"},
     "keep": {"mode": "keep", "clear_cache": "false"},
     "abort": {"mode": "abort", "clear_cache": "true"},
@@ -147,10 +147,8 @@ class VllmDialect(ServerDialect):
         if not state["is_paused"]:
             raise ServerError(f"{server.base_url} is not paused; weights are only loaded by a paused server")
         if order["way"] == "lora":
-            await server.post(
-                "/v1/load_lora_adapter",
-                {"lora_name": order["name"], "lora_path": order["path"], "load_inplace": True},
-            )
+            await _load_adapter(server, order["name"], order["path"])
+            # vLLM does not count a swapped adapter as new weights.
             await self.set_version(server, version)
         elif order["way"] == "disk" and not await _has_extension(server):
             await _reload_from_disk(server, order["path"])
@@ -261,6 +259,15 @@ async def _has_extension(server: ServerClient) -> bool:
             return False
         raise
     return True
+
+
+async def _load_adapter(server: ServerClient, name: str, path: str) -> None:
+    """Load an adapter, or put it in the place of the one of this name."""
+    listed = await server.get("/v1/models")
+    if any(card["id"] == name for card in listed["data"]):
+        await server.post("/collective_rpc", {"method": "areal_x_swap_adapter", "args": [name, path]})
+    else:
+        await server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
 
 
 async def _reload_from_disk(server: ServerClient, path: str) -> None:

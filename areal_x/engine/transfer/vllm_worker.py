@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 from vllm.platforms import current_platform
 
@@ -45,6 +46,16 @@ class WorkerExtension:
     def areal_x_ways(self) -> list[str]:
         """The ways that ``update_weights`` knows."""
         return _WAYS
+
+    def areal_x_swap_adapter(self, name: str, path: str) -> None:
+        """Put the adapter at ``path`` in the place of the one that is loaded, for requests in flight, too.
+
+        vLLM's own ``load_inplace`` would have each request name the folder that it began with, and read that folder
+        again at each of its steps: what is in flight would bring the adapter before back.
+        """
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        (number,) = runner.list_loras()
+        runner.add_lora(LoRARequest(name, number, path, load_inplace=True))
 
 
 @dataclass
