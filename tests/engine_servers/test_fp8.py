@@ -179,7 +179,7 @@ def test_a_checkpoint_without_weights_or_config_is_refused(tmp_path: Path) -> No
         write_quantized_checkpoint(tmp_path, tmp_path / "out", "fp8")
     source = init_model(tmp_path / "model", tokenizer="characters", hidden_size=64, num_layers=1)
     (source / "config.json").unlink()
-    with pytest.raises(EngineError, match="has no config.json"):
+    with pytest.raises(EngineError, match=r"has no config\.json"):
         write_quantized_checkpoint(source, tmp_path / "out", "fp8")
     (source / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{truncated")
     with pytest.raises(EngineError, match="cannot be read"):

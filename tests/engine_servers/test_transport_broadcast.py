@@ -146,7 +146,7 @@ def test_a_server_that_hangs_is_an_error_within_the_timeout() -> None:
         transport.load_order()
         os.kill(hanging.process.pid, signal.SIGSTOP)
         started = time.monotonic()
-        with pytest.raises(EngineError, match="could not be sent over gloo.* within 5 s"):
+        with pytest.raises(EngineError, match=r"could not be sent over gloo.* within 5 s"):
             transport.send()
         assert 4 < time.monotonic() - started < 15
     transport.close()

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,19 +52,10 @@ def test_the_description_of_a_bucket_covers_it_without_gaps() -> None:
     assert end == TensorLayout(weights(1), quantization="fp8_block").num_bytes
 
 
-def test_a_trainer_without_a_gpu_is_refused(tmp_path: object) -> None:
-    for way in ("nccl", "cuda_ipc"):
-        with pytest.raises(
-            ConfigError, match=f"rollout.server.weights={way}: it needs the trainer's weights on a CUDA"
-        ):
-            make_transport(
-                way,
-                weights(1),
-                engine="vllm",
-                dtype=None,
-                directory=tmp_path,
-                timeout_seconds=1.0,  # type: ignore[arg-type]
-            )
+@pytest.mark.parametrize("way", ["nccl", "cuda_ipc"])
+def test_a_trainer_without_a_gpu_is_refused(tmp_path: Path, way: str) -> None:
+    with pytest.raises(ConfigError, match=f"rollout.server.weights={way}: it needs the trainer's weights on a CUDA"):
+        make_transport(way, weights(1), engine="vllm", dtype=None, directory=tmp_path, timeout_seconds=1.0)
 
 
 RECEIVER = """

@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
     transport = DiskTransport(TensorLayout(weights(0)), tmp_path)
     transport.write(1, weights(1))
     order = transport.load_order()
-    with no_space_after(50_000), pytest.raises(EngineError, match="could not be written to .*v2.*: "):
+    with no_space_after(50_000), pytest.raises(EngineError, match=r"could not be written to .*v2.*: "):
         transport.write(2, weights(2))
     assert transport.load_order() == order and transport.version == 1
     assert folders(tmp_path) == ["v1"]

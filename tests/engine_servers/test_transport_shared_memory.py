@@ -94,7 +94,7 @@ def test_other_memory_under_the_same_path_is_refused(transport: SharedMemoryTran
 def test_a_trainer_that_is_gone_is_named() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    with pytest.raises(SharedMemoryError, match="the trainer has ended.*weights=disk"):
+    with pytest.raises(SharedMemoryError, match=r"the trainer has ended.*weights=disk"):
         SharedVersion({"path": f"/proc/{gone.pid}/fd/3", "version": 1, "specs": [], "key": 0})
 
 
@@ -130,7 +130,8 @@ def test_what_runs_in_servers_imports_nothing_heavy() -> None:
         import json, sys
         import areal_x.engine.transfer.broadcast_group, areal_x.engine.transfer.cuda_handle
         import areal_x.engine.transfer.shared_buffers
-        print(json.dumps(sorted(name for name in sys.modules if name.startswith(("areal_x", "transformers", "omegaconf")))))
+        watched = ("areal_x", "transformers", "omegaconf")
+        print(json.dumps(sorted(name for name in sys.modules if name.startswith(watched))))
     """
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, check=True
