@@ -119,8 +119,8 @@ def reload_model(
     """
     initialize_layerwise_reload(model)
     try:
-        loaded = model.load_weights(named)
-        expected.check_loaded(loaded)
+        served: Any = model
+        expected.check_loaded(served.load_weights(named))
         finalize_layerwise_reload(model, model_config)
     except BaseException:
         _put_back(model)
@@ -144,4 +144,5 @@ def _pack_tied_heads(model: torch.nn.Module) -> None:
     others = {id(parameter) for module in modules if module not in heads for parameter in module.parameters(False)}
     for head in heads:
         if id(head.weight) in others and head.weight.device.type == "cpu":
-            head.quant_method.process_weights_after_loading(head)
+            method: Any = head.quant_method
+            method.process_weights_after_loading(head)
