@@ -17,6 +17,10 @@ _MAX_ERROR_TEXT = 500
 _EVENT_PREFIX = b"data:"
 _LAST_EVENT = b"[DONE]"
 _READ_BYTES = 2**20
+# Servers close a connection that was idle for 5 s unless told otherwise; a request sent on it just then would break.
+_IDLE_SECONDS = 4.0
+# aiohttp raises a bare RuntimeError for what is read from a connection that was closed a moment before.
+_BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
 
 
 class ServerClient:
@@ -48,7 +52,7 @@ class ServerClient:
             raise ServerLostError(f"{self.base_url}: the connections to it were closed")
         if self._session is None:
             # The engine bounds how much is in flight; a second bound here could only make a pause wait for a request.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=300.0)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 headers=self._headers,
@@ -93,7 +97,7 @@ class ServerClient:
                 status = reply.status
         except TimeoutError as error:
             raise ServerLostError(f"{self.base_url}{path} did not answer within {seconds:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except _BROKEN as error:
             raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
         if status != 200:
             raise ServerError(f"{self.base_url}{path} answered {status}: {_said(text)}", status)
@@ -129,7 +133,7 @@ class ServerClient:
                                 yield message
                 finally:
                     self._replies.discard(reply)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (*_BROKEN, ValueError) as error:
             raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
         raise ServerLostError(f"{self.base_url}{path}: the reply ended before it was complete")
 
