@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from server_models import MAX_LENGTH, Policy
+from server_models import DEVICE, MAX_LENGTH, Policy
 
 from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.records import ModelRequest, ModelResponse, SamplingParams
 from areal_x.engine.inference import EmbeddedEngine
+from areal_x.engine.servers.build import build_server_engine
+from areal_x.engine.transfer.make_transport import choose_way, make_transport
 from areal_x.engine.weights import SharedWeights, StagedSync
 
-__all__ = ["KINDS", "NUM_SLOTS", "SERVERS", "Running", "processes_with", "request", "start_running"]
+__all__ = ["KINDS", "NUM_SLOTS", "SERVERS", "Running", "request", "start_running"]
 
 SERVERS = ("vllm", "sglang")
 KINDS = ("embedded", *SERVERS)
@@ -36,7 +37,6 @@ class Running:
     sync: StagedSync
     staging: Any
     log_dir: Path
-    closed: bool = field(default=False)
 
     @property
     def version(self) -> int:
@@ -82,7 +82,7 @@ async def start_running(
             policy.path,
             num_slots=NUM_SLOTS,
             max_length=MAX_LENGTH,
-            device="cpu",
+            device=DEVICE,
             kv_on_update=kv_on_update,
             weights=weights,
             seed=SEED,
@@ -102,13 +102,10 @@ def make_server_running(
     kind: str, policy: Policy, log_dir: Path, server: ServerConfig, *, base_urls: tuple[str, ...] = (), **rollout: Any
 ) -> Running:
     """An engine of servers that is not started yet."""
-    from areal_x.engine.servers.build import build_server_engine
-    from areal_x.engine.transfer.make_transport import choose_way, make_transport
-
     way = server.weights
     if way == "auto":
         way = choose_way(
-            kind, on_cpu=True, starts_servers=not base_urls, colocated=False, num_servers=server.num_servers
+            kind, on_cpu=DEVICE == "cpu", starts_servers=not base_urls, colocated=False, num_servers=server.num_servers
         )
     staging = make_transport(
         way,
@@ -117,6 +114,7 @@ def make_server_running(
         dtype=torch.float32,
         directory=log_dir / "weights",
         timeout_seconds=server.update_timeout_seconds,
+        model_path=str(policy.path),
     )
     config = RolloutConfig(
         engine=kind,
@@ -126,20 +124,6 @@ def make_server_running(
         max_length=MAX_LENGTH,
         **rollout,
     )
-    model = ModelConfig(path=str(policy.path), device="cpu")
+    model = ModelConfig(path=str(policy.path), device=DEVICE)
     engine = build_server_engine(model, config, str(policy.path), log_dir=log_dir, seed=SEED, transport=staging)
     return Running(kind, engine, policy, StagedSync(policy.named_weights, staging, [engine]), staging, log_dir)
-
-
-def processes_with(word: str) -> set[int]:
-    """Processes that have ``word`` on their command line, zombies excepted."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if word in line:
-                found.add(int(entry.name))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from transformers import AutoModelForCausalLM
 from areal_x.api.records import ModelResponse, VersionSpan
 from areal_x.engine.init_model import init_model
 
-__all__ = ["EOS", "EXACT", "LETTERS", "MAX_LENGTH", "VOCAB", "Policy", "make_policy"]
+__all__ = ["DEVICE", "EOS", "EXACT", "LETTERS", "MAX_LENGTH", "VOCAB", "Policy", "make_policy"]
 
 LETTERS = [chr(code) for code in range(33, 127)]
 VOCAB = len(LETTERS) + 2
 EOS = 0
 """The model's end of sequence; 1 pads, and token ``i`` from 2 on is the text ``LETTERS[i - 2]``."""
 MAX_LENGTH = 512
-EXACT = 2e-5
-"""How far log-probabilities may be from those of a plain forward pass."""
+DEVICE = os.environ.get("AREAL_X_TEST_DEVICE", "cpu")
+"""Where the policies are, and where engines compute."""
+EXACT = 2e-5 if DEVICE == "cpu" else 2e-4
+"""How far log-probabilities may be from those of a plain forward pass; GPUs add up in another order."""
 _NOISE = 0.03
 
 
@@ -30,9 +33,12 @@ class Policy:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
-        self._reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
-        self._loaded = 0
+        self.model, self._reference = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(DEVICE).eval().requires_grad_(False)
+            for _ in range(2)
+        )
+        self.loaded: int | None = 0
+        """The version that forward passes use now."""
         self.versions: dict[int, dict[str, torch.Tensor]] = {}
         self.keep(0)
 
@@ -49,7 +55,7 @@ class Policy:
         version = max(self.versions) + 1
         generator = torch.Generator().manual_seed(version)
         for _, parameter in self.named_weights():
-            parameter.add_(_NOISE * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(_NOISE * torch.randn(parameter.shape, generator=generator).to(DEVICE))
         self.keep(version)
         return version
 
@@ -66,11 +72,11 @@ class Policy:
         return self._all_logprobs(version, torch.from_numpy(input_ids).long(), temperature)[-1].numpy()
 
     def _all_logprobs(self, version: int, ids: torch.Tensor, temperature: float) -> torch.Tensor:
-        if self._loaded != version:
+        if self.loaded != version:
             self._reference.load_state_dict(self.versions[version], strict=False)
-            self._loaded = version
+            self.loaded = version
         with torch.inference_mode():
-            logits = self._reference(input_ids=ids[None], use_cache=False).logits[0].double()
+            logits = self._reference(input_ids=ids[None].to(DEVICE), use_cache=False).logits[0].double().cpu()
         return torch.log_softmax(logits / (temperature or 1.0), -1)
 
     def assert_exact(self, response: ModelResponse, temperature: float = 1.0, tolerance: float = EXACT) -> None:

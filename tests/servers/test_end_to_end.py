@@ -184,8 +184,8 @@ def write_table(rows: list[str]) -> None:
     lines = [
         "# Whole runs on every engine",
         "",
-        "Written by `make soak`: the shipped configurations on 2 CPU cores. Rewards are means of the first and the last",
-        "ten steps; the seconds include the start of the server and the warm start.",
+        "Written by `make soak`: the shipped configurations on 2 CPU cores. Rewards are means of ten steps each; the",
+        "seconds include the start of the server and the warm start.",
         "",
         "| configuration | engine | steps | reward, first | reward, last | seconds |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from running_engines import NUM_SLOTS, Running, request, start_running
 from server_models import VOCAB, assert_whole_spans, make_policy
 from versioned_weights import VersionedWeights
 
-from areal_x.api.records import VersionSpan
+from areal_x.api.records import ModelResponse, VersionSpan
 from areal_x.engine.weights import StagedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -116,6 +118,28 @@ async def test_a_wrong_version_is_noticed(running: Running) -> None:
     for other in (weights.version + 1, weights.version + 7, weights.version + 999):
         moved = dataclasses.replace(response, version_spans=[VersionSpan(0, 100, other)])
         assert weights.num_wrong(moved) == 100
+
+
+async def test_parts_of_two_versions_are_noticed(tmp_path: Path) -> None:
+    """The check itself: with any of the weights that change left from another version, every token is wrong."""
+    policy = make_policy(tmp_path / "model")
+    weights = VersionedWeights(policy, 1)
+    ids = np.arange(2, 60, dtype=np.int32)
+    whole = {}
+    for version in (1, 9):
+        weights.version = version
+        whole[version] = {name: tensor.clone() for name, tensor in weights.named_weights()}
+
+    def num_wrong(tensors: dict[str, torch.Tensor]) -> int:
+        policy.versions[9] = tensors
+        policy.loaded = None
+        response = ModelResponse("probe", ids[:10], ids[10:], np.zeros(48, np.float32), [VersionSpan(0, 48, 9)], "stop")
+        response.logprobs = policy.logprobs(9, response).astype(np.float32)
+        return weights.num_wrong(response)
+
+    assert num_wrong(whole[9]) == 0
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert num_wrong(whole[9] | {name: whole[1][name]}) == 48, name
 
 
 @asynccontextmanager

@@ -23,7 +23,6 @@ __all__ = ["Launch", "Replica", "ReplicaWatcher"]
 State = Literal["starting", "serving", "paused", "gone"]
 
 _LATE_SECONDS = 1.0
-_CHECK_SECONDS = 5.0
 
 
 class Launch(Protocol):
@@ -205,7 +204,8 @@ class Replica:
     async def _look(self, cause: str) -> None:
         client = self.client
         try:
-            await client.get(self.dialect.alive_path, timeout_seconds=_CHECK_SECONDS)
+            # As patient as with a generation: a server that takes up a thousand requests answers late, too.
+            await client.get(self.dialect.alive_path, timeout_seconds=self._stall_seconds)
         except (ServerError, ServerLostError) as error:
             if client is self.client:
                 self.lose(f"broke a connection ({cause}) and does not answer ({error})")
