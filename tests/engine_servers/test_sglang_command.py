@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from areal_x.api.errors import ConfigError
-from areal_x.engine.servers import sglang_start
+from areal_x.engine.servers import client, sglang_start
 from areal_x.engine.servers.launch_command import LaunchSettings
 from areal_x.engine.servers.sglang_command import SPARE_CONTEXT, sglang_command
 
@@ -42,6 +42,10 @@ def write_config(folder: Path, **more: Any) -> Path:
     config = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
     (folder / "config.json").write_text(json.dumps(config | more))
     return folder
+
+
+def test_idle_connections_are_closed_by_the_client_not_by_the_server() -> None:
+    assert float(sglang_command(settings()).env["SGLANG_TIMEOUT_KEEP_ALIVE"]) > client._IDLE_SECONDS
 
 
 def test_a_server_on_a_cpu_uses_what_runs_there() -> None:

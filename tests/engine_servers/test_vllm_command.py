@@ -15,6 +15,7 @@ import pytest
 import areal_x
 from areal_x.api.errors import ConfigError
 from areal_x.engine.init_model import init_model
+from areal_x.engine.servers import client
 from areal_x.engine.servers.build import StartedServer
 from areal_x.engine.servers.launch_command import LaunchSettings
 from areal_x.engine.servers.vllm_command import ENGINE_NAME, vllm_command, worker_import_folder
@@ -53,6 +54,10 @@ def test_every_server_is_one_that_can_be_updated() -> None:
     path = worker_import_folder() / Path(*extension.split(".")[:-1]).with_suffix(".py")
     text = path.read_text()
     assert f"class {extension.rpartition('.')[2]}:" in text and f'ENGINE_NAME = "{ENGINE_NAME}"' in text
+
+
+def test_idle_connections_are_closed_by_the_client_not_by_the_server() -> None:
+    assert float(vllm_command(settings()).env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > client._IDLE_SECONDS
 
 
 def test_a_server_on_a_cpu_is_one_process_of_few_threads() -> None:

@@ -144,6 +144,8 @@ def _variables(settings: LaunchSettings) -> dict[str, str]:
         "SGLANG_RETURN_ORIGINAL_LOGPROB": "0",
         "HF_HUB_OFFLINE": "1" if Path(settings.model_path).is_dir() else "0",
         "DO_NOT_TRACK": "1",
+        # The client closes idle connections; a server that did so could break a request that is just being sent.
+        "SGLANG_TIMEOUT_KEEP_ALIVE": "600",
         # This project's packages would shadow the server's.
         "PYTHONPATH": "",
     }

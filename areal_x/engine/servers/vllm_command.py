@@ -119,6 +119,8 @@ def _variables(settings: LaunchSettings) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",
         "HF_HUB_OFFLINE": "1" if Path(settings.model_path).is_dir() else "0",
         "VLLM_NO_USAGE_STATS": "1",
+        # The client closes idle connections; a server that did so could break a request that is just being sent.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
         "DO_NOT_TRACK": "1",
         # Only the worker's own modules: the project's packages would shadow the server's.
         "PYTHONPATH": str(worker_import_folder()),
