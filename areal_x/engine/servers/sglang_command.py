@@ -58,8 +58,8 @@ def _common_flags(settings: LaunchSettings) -> list[str]:
     flags += ["--sampling-defaults", "openai"]
     # Its text is one that not every tokenizer can encode, and a warm-up that fails ends the server.
     flags += ["--skip-server-warmup"]
-    # A line for each HTTP request would bury the lines that tell why a server died.
-    flags += ["--log-level-http", "warning"]
+    # A line for each HTTP request and for each 40 tokens would bury the lines that tell why a server died.
+    flags += ["--log-level-http", "warning", "--decode-log-interval", "1000"]
     if settings.trust_remote_code:
         flags += ["--trust-remote-code"]
     model = Path(settings.model_path)

@@ -167,7 +167,9 @@ class SglangDialect(ServerDialect):
         stamp = {"weight_version": str(version), "flush_cache": kv_on_update != "keep"}
         match order["way"]:
             case "disk":
-                await server.post("/update_weights_from_disk", {"model_path": order["path"], **stamp})
+                # A quantised server was started with no weights from disk (dummy), and would load these in that way.
+                body = {"model_path": order["path"], "load_format": "auto"}
+                await server.post("/update_weights_from_disk", body | stamp)
             case "broadcast":
                 bodies = [
                     {
@@ -188,7 +190,7 @@ class SglangDialect(ServerDialect):
 
     async def _load_adapter(self, server: ServerClient, order: dict[str, Any], version: int) -> None:
         # Requests of the adapter that is replaced end with what they have, or its unloading would wait for them.
-        await server.post("/abort_request", {"abort_all": True})
+        await self.pause(server, "abort")
         loaded = await server.get("/v1/models")
         if any(card["id"] == order["name"] for card in loaded["data"]):
             await server.post("/unload_lora_adapter", {"lora_name": order["name"]})
