@@ -24,7 +24,7 @@ from areal_x.engine.servers.vllm_dialect import VllmDialect
 from areal_x.engine.transfer.make_transport import make_transport
 from areal_x.engine.transfer.transport import WeightTransport
 
-__all__ = ["KEY", "Served", "serve"]
+__all__ = ["KEY", "Served", "serve", "until_ready"]
 
 KEY = "a-key-of-the-tests"
 _START_SECONDS = 240.0
@@ -135,7 +135,7 @@ async def serve(folder: Path, *, tied: bool = False, **settings: Any) -> Served:
     process = ServerProcess(command.argv, {**os.environ, **command.env}, folder / "vllm.log")
     served = Served(policy, ServerClient(f"http://127.0.0.1:{port}", "", api_key=KEY), process, transport, folder)
     try:
-        await _until_ready(served)
+        await until_ready(served)
         await served.dialect.set_version(served.client, 0)
     except BaseException:
         await served.close()
@@ -143,7 +143,8 @@ async def serve(folder: Path, *, tied: bool = False, **settings: Any) -> Served:
     return served
 
 
-async def _until_ready(served: Served) -> None:
+async def until_ready(served: Served) -> None:
+    """Return when the server answers; fail with its last lines when it ends."""
     async with asyncio.timeout(_START_SECONDS):
         while True:
             assert served.process.status is None, served.process.tail()
