@@ -26,6 +26,8 @@ from areal_x.engine.transfer.transport import WeightTransport
 
 __all__ = ["KEY", "Served", "serve", "until_ready"]
 
+InFlight = asyncio.Task[ModelResponse]
+
 KEY = "a-key-of-the-tests"
 _START_SECONDS = 240.0
 
@@ -53,10 +55,14 @@ class Served:
         (transport or self.transport).write(version, self.policy.named_weights())
         return version
 
-    async def publish(self, kv_on_update: KvOnUpdate = "recompute") -> int:
+    async def publish(self) -> int:
         """Change the policy, stage it, and update the server."""
+        await self.dialect.pause(self.client, "recompute")
+        return await self.update()
+
+    async def update(self, kv_on_update: KvOnUpdate = "recompute") -> int:
+        """The part of ``publish`` after the pause."""
         version = self.stage()
-        await self.dialect.pause(self.client, kv_on_update)
         await self.dialect.load(self.client, self.transport.load_order(), version, kv_on_update)
         await self.dialect.resume(self.client)
         return version
@@ -91,15 +97,28 @@ class Served:
             finish.reason,
         )
 
-    async def in_flight(self, name: str, **sampling: Any) -> asyncio.Task[ModelResponse]:
+    async def in_flight(self, name: str, **sampling: Any) -> InFlight:
         """A long request that has begun to sample."""
         pieces: asyncio.Queue[Any] = asyncio.Queue()
         wanted = request((5, 6, 7, 8), **{"max_new_tokens": 400, **sampling})
         task = asyncio.get_running_loop().create_task(self.run(wanted, name=name, pieces=pieces))
         async with asyncio.timeout(60):
             await pieces.get()
-            await pieces.get()
         return task
+
+    async def paused_in_flight(self, kv_on_update: KvOnUpdate = "recompute", **sampling: Any) -> InFlight:
+        """A request that a pause met in the middle of its work, on the server that is paused now."""
+        for _ in range(10):
+            task = await self.in_flight(f"paused{self.num_requests}", **sampling)
+            await self.dialect.pause(self.client, kv_on_update)
+            # What it had already sampled by then arrives; on a loaded machine it may have been all.
+            await asyncio.wait([task], timeout=0.5)
+            if kv_on_update == "abort" and task.done() and (await task).stop_reason == "abort":
+                return task
+            if kv_on_update != "abort" and not task.done():
+                return task
+            await self.dialect.resume(self.client)
+        raise AssertionError("no pause came before the end of a request")
 
     async def close(self) -> None:
         """Stop the server."""

@@ -117,8 +117,8 @@ def reload_model(
     Raises:
         Exception: whatever went wrong. The model then holds old and new weights and must be loaded again in whole.
     """
-    initialize_layerwise_reload(model)
     try:
+        initialize_layerwise_reload(model)
         served: Any = model
         expected.check_loaded(served.load_weights(named))
         finalize_layerwise_reload(model, model_config)
