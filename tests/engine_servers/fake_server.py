@@ -64,6 +64,7 @@ class FakeServer:
     short_by: int = 0
     """Ends each request for its length with so many tokens missing."""
     ready: bool = True
+    health_hangs: bool = False
     facts: dict[str, Any] = field(default_factory=lambda: {"max_length": MAX_LENGTH})
 
     def __post_init__(self) -> None:
@@ -110,7 +111,14 @@ class FakeServer:
         """Make no token any more, while ``/health`` answers."""
         self.going.clear()
 
+    def break_connections(self) -> None:
+        """Break off every reply, and live on."""
+        for transport in list(self._transports):
+            transport.abort()
+
     async def _health(self, request: web.Request) -> web.Response:
+        while self.health_hangs and not self.is_dead:
+            await asyncio.sleep(0.005)
         return web.Response()
 
     async def _tell(self, request: web.Request) -> web.Response:

@@ -142,6 +142,30 @@ async def test_a_killed_server_loses_and_doubles_nothing() -> None:
         assert engine.counters()["requests_continued"] == 32
 
 
+async def test_broken_connections_of_a_server_that_lives_cost_nothing() -> None:
+    launch = FakeLaunch(delay=0.005)
+    async with running(launch) as engine:
+        tasks = send(engine, 16)
+        await until(lambda: engine.replicas[0].num_tokens > 80)
+        launch.server.break_connections()
+        assert check_all(await asyncio.gather(*tasks), 40) == {0}
+        counters = engine.counters()
+        assert (counters["requests_continued"], counters["servers_restarted"]) == (16, 0)
+
+
+async def test_a_server_that_dies_while_it_is_looked_at_cancels_no_request() -> None:
+    launch = FakeLaunch(delay=0.005, health_hangs=True)
+    async with running(launch) as engine:
+        tasks = send(engine, 16)
+        await until(lambda: engine.replicas[0].num_tokens > 80)
+        launch.server.break_connections()
+        await asyncio.sleep(0.1)
+        assert (await engine.health()).num_running == 0
+        await launch.kill()
+        assert check_all(await asyncio.gather(*tasks), 40) == {0}
+        assert engine.counters()["servers_restarted"] == 1
+
+
 async def test_a_hung_server_is_replaced_though_it_says_that_it_is_well() -> None:
     launches = FakeLaunch(delay=0.005), FakeLaunch(delay=0.005)
     async with running(*launches, stall_timeout_seconds=0.5) as engine:
@@ -328,6 +352,19 @@ async def test_updates_in_flight_mix_no_versions(kv_on_update: str) -> None:
         assert (await engine.health()).num_updates == 6
 
 
+async def test_updates_that_abort_a_request_before_its_first_token_are_not_its_fault() -> None:
+    launch, transport = FakeLaunch(delay=0.2), FakeTransport()
+    async with running(launch, transport=transport, kv_on_update="abort") as engine:
+        launch.server.interval = 40
+        task = asyncio.create_task(engine.agenerate(request(max_new_tokens=20)))
+        for version in range(1, 13):
+            await until(lambda: len(launch.server.bodies) > version)  # noqa: B023
+            await publish(engine, transport, version)
+        launch.server.delay = 0.001
+        check_response(await task, 20)
+        assert engine.counters()["requests_continued"] == 12
+
+
 async def test_kills_during_updates_guess_no_version() -> None:
     launches, transport = (FakeLaunch(), FakeLaunch()), FakeTransport()
     async with running(*launches, transport=transport, max_restarts=99) as engine:
@@ -434,7 +471,7 @@ async def test_sessions_keep_their_server() -> None:
     async with running(*launches) as engine:
         for turn in range(6):
             for session in range(10):
-                turn_request = request(session)
+                turn_request = request(session, max_new_tokens=4)
                 turn_request.session_id = f"episode-{session}"
                 turn_request.request_id = f"episode-{session}-{turn}"
                 await engine.agenerate(turn_request)

@@ -55,11 +55,13 @@ class StartedServer:
         kind: ``vllm`` or ``sglang``.
         settings: what it is started with; ``port`` 0 takes a free one.
         log_path: what it prints goes there.
+        given: free ports given to servers so far, shared by those of one engine: it takes seconds until a server has
+            its own.
     """
 
     restarts = True
 
-    def __init__(self, kind: str, settings: LaunchSettings, log_path: Path) -> None:
+    def __init__(self, kind: str, settings: LaunchSettings, log_path: Path, given: set[int]) -> None:
         self._command = _KINDS[kind][1]
         self._settings = settings
         self._log_path = log_path
@@ -74,6 +76,13 @@ class StartedServer:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         return f"http://{host}:{port}", process
+
+    def _free_port(self) -> int:
+        # As many as have been given, and one more: at least one of them is new.
+        free = free_ports(self._settings.host, len(self._given) + 1)
+        port = next(port for port in free if port not in self._given)
+        self._given.add(port)
+        return port
 
 
 def _with_quantized_model(settings: LaunchSettings, log_path: Path) -> LaunchSettings:
@@ -166,12 +175,13 @@ def _launches(
             "rollout.server.api_key_env, or leave out host"
         )
     gpus = _gpus(model, server)
-    check_servable(facts, kind, on_cpu=not gpus)
-    python = find_server_python(kind, server.python)
-    check_server_version(kind, python)
     check_gpus(gpus)
+    check_servable(facts, kind, on_cpu=not gpus)
     ports = [0 if server.port is None else server.port + index for index in range(server.num_servers)]
     check_ports_free(server.host, [port for port in ports if port])
+    python = find_server_python(kind, server.python)
+    check_server_version(kind, python)
+    given: set[int] = set()
     return [
         StartedServer(
             kind,
@@ -199,6 +209,7 @@ def _launches(
                 env=tuple(server.env.items()),
             ),
             log_dir / f"{kind}-{index}.log",
+            given,
         )
         for index, port in enumerate(ports)
     ]
@@ -229,7 +240,7 @@ def _has_gpu() -> bool:
 def _key_from(server: ServerConfig) -> str | None:
     if server.api_key_env is None:
         return None
-    key = os.environ.get(server.api_key_env)
+    key = os.environ.get(server.api_key_env, "").strip()
     if not key:
         raise ConfigError(f"rollout.server.api_key_env={server.api_key_env}: that variable is not set")
     return key

@@ -23,6 +23,7 @@ __all__ = ["Launch", "Replica", "ReplicaWatcher"]
 State = Literal["starting", "serving", "paused", "gone"]
 
 _LATE_SECONDS = 1.0
+_EXIT_SECONDS = 0.5
 
 
 class Launch(Protocol):
@@ -199,7 +200,11 @@ class Replica:
             return
         if self._check is None or self._check.done():
             self._check = asyncio.get_running_loop().create_task(self._look(cause), name=f"check of {self.name}")
-        await asyncio.shield(self._check)
+        check = self._check
+        # Not awaited itself: when the server is lost meanwhile, the check is cancelled, but not who waits for it.
+        await asyncio.wait({check})
+        if not check.cancelled():
+            check.result()
 
     async def _look(self, cause: str) -> None:
         client = self.client
@@ -207,6 +212,9 @@ class Replica:
             # As patient as with a generation: a server that takes up a thousand requests answers late, too.
             await client.get(self.dialect.alive_path, timeout_seconds=self._stall_seconds)
         except (ServerError, ServerLostError) as error:
+            if self._exit is not None:
+                # How a process ended says more than a broken connection does, and follows at once.
+                await asyncio.wait({self._exit}, timeout=_EXIT_SECONDS)
             if client is self.client:
                 self.lose(f"broke a connection ({cause}) and does not answer ({error})")
 

@@ -117,7 +117,7 @@ class ServerEngine(InferenceEngine):
         """Work on a completion, on ``replica`` first, until it is complete."""
         tries = num_impossible = 0
         while True:
-            length, trouble = len(completion.token_ids), "each server ended it at once"
+            length, epoch, trouble = len(completion.token_ids), replica.epoch, "each server ended it at once"
             try:
                 await replica.generate(completion)
             except (ServerError, ServerLostError) as error:
@@ -125,7 +125,11 @@ class ServerEngine(InferenceEngine):
                 num_impossible += await self._weigh(replica, completion, error, num_impossible)
             if completion.stop_reason is not None:
                 break
-            tries = 0 if len(completion.token_ids) > length else tries + 1
+            if len(completion.token_ids) > length:
+                tries = 0
+            elif replica.state == "serving" and replica.epoch == epoch:
+                # Neither an update nor the end of a server explains it.
+                tries += 1
             if tries == _MAX_TRIES:
                 raise EngineError(f"{completion.request.request_id}: {tries} tries made no token; {trouble}")
             replica = await self._fleet.next_server(completion.request.session_id)
