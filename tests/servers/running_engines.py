@@ -37,6 +37,7 @@ class Running:
     sync: StagedSync
     staging: Any
     log_dir: Path
+    start_seconds: float = 0.0
 
     @property
     def version(self) -> int:

@@ -23,7 +23,7 @@ from server_processes import family, is_running, until
 from areal_x.api.config import ServerConfig
 from areal_x.api.errors import EngineError
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from running_engines import SERVERS
 from server_by_hand import KEY, KEY_VARIABLE, server_by_hand
 from whole_runs import FinishedRun, assert_sane, mean_of, run_to_end, values
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 ACCURACY = "eval/arithmetic/accuracy"
 EXACT_AFTER_PUBLICATION = 1e-4
@@ -137,7 +137,7 @@ def test_a_colocated_run_sleeps_and_wakes_with_the_new_weights(tmp_path: Path, m
 GSM8K = pytest.mark.skipif("AREAL_X_GSM8K" not in os.environ, reason="AREAL_X_GSM8K names no GSM8K data")
 
 
-def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 240.0) -> FinishedRun:
+def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 400.0) -> FinishedRun:
     data = Path(os.environ["AREAL_X_GSM8K"]) / "train.jsonl"
     arguments = ["train", "--config-name", "gsm8k", f"data.path={data}", f"rollout={kind}", "observe.report=false"]
     return run_to_end(folder, *arguments, *changes, timeout=timeout)

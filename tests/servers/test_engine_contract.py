@@ -13,7 +13,7 @@ from server_models import EOS, LETTERS, MAX_LENGTH, VOCAB
 from areal_x.api.errors import PromptTooLongError, RequestError
 from areal_x.api.records import ModelResponse
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 SEEDED = ("embedded", "vllm")
 """Engines whose samples repeat with a request's seed."""

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("driver_that_dies.py")
 MOST_SECONDS = 5.0
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", [mark_kind(kind) for kind in SERVERS])
 def test_servers_of_a_killed_driver_are_gone(kind: str, tmp_path: Path) -> None:
     driver = subprocess.Popen(

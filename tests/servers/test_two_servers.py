@@ -23,11 +23,12 @@ from server_processes import engine_process, family, is_running, servers_of, unt
 from areal_x.api.errors import EngineDiedError
 from areal_x.api.records import ModelRequest, ModelResponse
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
-STALL_SECONDS = 6.0
+STALL_SECONDS = 8.0
 MOST_SECONDS_ELSEWHERE = 2.0
 MOST_SECONDS_BACK = 40.0
+"""Of one server, where two at once start in less; where they take longer, half as much again as they did."""
 MOST_SECONDS_ALL_GONE = 30.0
 NUM_REQUESTS, NUM_TOKENS = 96, 250
 
@@ -36,6 +37,7 @@ NUM_REQUESTS, NUM_TOKENS = 96, 250
 async def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """Two servers, which may be started again often."""
     folder = tmp_path_factory.mktemp(f"pair_{request.param}")
+    started = time.monotonic()
     running = await start_running(
         request.param,
         make_policy(folder / "model", tied=True),
@@ -47,6 +49,7 @@ async def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         max_restarts=20,
         stream_interval=8,
     )
+    running.start_seconds = time.monotonic() - started
     yield running
     await running.close()
     assert not servers_of(running.policy.path)
@@ -89,8 +92,12 @@ def serving(pair: Running) -> list[int]:
     return [place for place, replica in enumerate(pair.engine.replicas) if replica.state == "serving"]
 
 
-async def until_both_serve(pair: Running) -> float:
-    return await until(lambda: len(serving(pair)) == 2, 2 * MOST_SECONDS_BACK, "both servers serve")
+def most_seconds_back(pair: Running) -> float:
+    return max(MOST_SECONDS_BACK, 1.5 * pair.start_seconds)
+
+
+async def until_both_serve(pair: Running) -> None:
+    await until(lambda: len(serving(pair)) == 2, 2 * most_seconds_back(pair), "both servers serve")
 
 
 async def assert_both_serve(pair: Running) -> None:
@@ -115,7 +122,7 @@ async def test_both_are_updated_together(pair: Running) -> None:
     await assert_both_serve(pair)
 
 
-async def test_a_killed_server_loses_no_request_and_comes_back(pair: Running, record_property: object) -> None:
+async def test_a_killed_server_loses_no_request_and_comes_back(pair: Running) -> None:
     requests = many(1)
     tasks = send(pair, requests)
     await pair.until(20 * NUM_REQUESTS)
@@ -137,7 +144,7 @@ async def test_a_killed_server_loses_no_request_and_comes_back(pair: Running, re
     print(f"{pair.kind}: {taken} requests elsewhere after {elsewhere:.2f} s, server back after {back:.1f} s")
     await assert_both_serve(pair)
     assert not any(is_running(process) for process in processes)
-    assert elsewhere <= MOST_SECONDS_ELSEWHERE and back <= MOST_SECONDS_BACK
+    assert elsewhere <= MOST_SECONDS_ELSEWHERE and back <= most_seconds_back(pair)
 
 
 async def test_an_update_does_not_wait_for_a_server_that_is_down(pair: Running) -> None:
@@ -154,7 +161,7 @@ async def test_an_update_does_not_wait_for_a_server_that_is_down(pair: Running) 
     back = time.monotonic() - killed
     print(f"{pair.kind}: back with the weights published meanwhile after {back:.1f} s")
     await assert_both_serve(pair)
-    assert back <= MOST_SECONDS_BACK
+    assert back <= most_seconds_back(pair)
     await pair.publish()
     await assert_both_serve(pair)
 
@@ -209,7 +216,7 @@ async def test_a_server_that_dies_again_and_again_stops_nothing(pair: Running) -
     requests = many(5, NUM_REQUESTS, 400)
     tasks = send(pair, requests)
     for _ in range(2):
-        await until(lambda: victim.state == "serving", MOST_SECONDS_BACK, "it is back")
+        await until(lambda: victim.state == "serving", 2 * most_seconds_back(pair), "it is back")
         victim.process.kill()
         await until(lambda: victim.state != "serving", 5, "it is gone")
         await pair.publish()

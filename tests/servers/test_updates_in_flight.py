@@ -11,7 +11,7 @@ from server_models import EXACT, VOCAB
 
 from areal_x.api.errors import EngineError
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 
 
 async def test_updates_reach_requests_in_flight_and_every_span_is_exact(running: Running) -> None:
