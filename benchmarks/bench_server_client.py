@@ -1,6 +1,6 @@
 """What the engine's client adds to a request, at 64 in flight on a real vLLM server.
 
-    python benchmarks/bench_server_client.py [--rounds 8] [--intervals 16 64] [--json FILE]
+    python benchmarks/bench_server_client.py [--rounds 8] [--requests 512] [--intervals 16 64] [--json FILE]
 
 A Qwen3 of 0.7 M parameters, prompts of 32 tokens, 64 output tokens with their log-probabilities. One side is
 ``ServerEngine.agenerate``; the other a bare aiohttp loop that posts the same requests without streaming and parses the
@@ -25,7 +25,7 @@ from serving import KEY_VARIABLE, OUTPUT_TOKENS, ForeignLoad, append_json, keep_
 
 from areal_x.api.config import ServerConfig
 
-IN_FLIGHT, NUM_REQUESTS = 64, 512
+IN_FLIGHT = 64
 ASKED_RATIO, ASKED_MILLISECONDS = 1.05, 0.4
 
 
@@ -37,7 +37,7 @@ async def timed(side: Awaitable[float]) -> tuple[float, float]:
     return seconds, time.process_time() - before
 
 
-async def measure(interval: int, rounds: int) -> dict[str, Any]:
+async def measure(interval: int, rounds: int, num_requests: int) -> dict[str, Any]:
     engine_rounds, bare_rounds = [], []
     load = ForeignLoad()
     async with (
@@ -45,7 +45,7 @@ async def measure(interval: int, rounds: int) -> dict[str, Any]:
         BareClient(served.urls[0], os.environ[KEY_VARIABLE]) as bare,
     ):
         for round_number in range(rounds + 1):
-            requests = make_requests(NUM_REQUESTS, served.vocab, seed=round_number)
+            requests = make_requests(num_requests, served.vocab, seed=round_number)
             prompts = [request.input_ids.tolist() for request in requests]
             sides = [
                 (engine_rounds, lambda requests=requests: keep_in_flight(served.engine, requests, IN_FLIGHT)),
@@ -59,7 +59,7 @@ async def measure(interval: int, rounds: int) -> dict[str, Any]:
     engine_wall, bare_wall, engine_cpu, bare_cpu = (
         statistics.median(pair[side][kind] for pair in pairs) for kind in (0, 1) for side in (0, 1)
     )
-    to_ms = 1e3 / NUM_REQUESTS
+    to_ms = 1e3 / num_requests
     return {
         "benchmark": "server_client",
         "stream_interval": interval,
@@ -69,7 +69,7 @@ async def measure(interval: int, rounds: int) -> dict[str, Any]:
         "bare_cpu_ms": bare_cpu * to_ms,
         "ratio": statistics.median(engine[0] / bare[0] for engine, bare in pairs),
         "cpu_difference_ms": statistics.median((engine[1] - bare[1]) * to_ms for engine, bare in pairs),
-        "tokens_per_second": NUM_REQUESTS * OUTPUT_TOKENS / engine_wall,
+        "tokens_per_second": num_requests * OUTPUT_TOKENS / engine_wall,
         "foreign_cores": foreign,
     }
 
@@ -77,15 +77,16 @@ async def measure(interval: int, rounds: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=512, help="of one round")
     parser.add_argument("--intervals", type=int, nargs="+", default=[ServerConfig().stream_interval])
     parser.add_argument("--json", help="append one line of figures for each interval to this file")
     options = parser.parse_args()
     passed = True
     for place, interval in enumerate(options.intervals):
-        figures = asyncio.run(measure(interval, options.rounds))
+        figures = asyncio.run(measure(interval, options.rounds, options.requests))
         ratio, extra = figures["ratio"], figures["cpu_difference_ms"]
         print(
-            f"{IN_FLIGHT} in flight, {NUM_REQUESTS} requests of {OUTPUT_TOKENS} tokens, a message each {interval} "
+            f"{IN_FLIGHT} in flight, {options.requests} requests of {OUTPUT_TOKENS} tokens, a message each {interval} "
             f"tokens, {figures['tokens_per_second']:.0f} tokens/s "
             f"(other programs: {figures['foreign_cores']:.2f} cores)"
         )

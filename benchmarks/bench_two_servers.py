@@ -1,6 +1,6 @@
 """Two vLLM servers against one, the same requests, 128 in flight.
 
-    python benchmarks/bench_two_servers.py [--rounds 5] [--json FILE]
+    python benchmarks/bench_two_servers.py [--rounds 5] [--requests 512] [--json FILE]
 
 A Qwen3 of 0.7 M parameters, prompts of 32 tokens, 64 output tokens. One engine has both servers, another one the first
 of them alone; they take turns. The machine's own ceiling is measured in the same rounds, without this library: two bare
@@ -28,7 +28,7 @@ from serving import KEY_VARIABLE, OUTPUT_TOKENS, ForeignLoad, append_json, keep_
 from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
 from areal_x.engine.servers.build import build_server_engine
 
-IN_FLIGHT, NUM_REQUESTS = 128, 512
+IN_FLIGHT = 128
 ASKED, ASKED_OF_CEILING = 1.6, 0.9
 Child = asyncio.subprocess.Process
 
@@ -71,7 +71,7 @@ async def all_answer(children: Sequence[Child]) -> float:
     return time.perf_counter() - started
 
 
-async def measure(rounds: int) -> dict[str, Any]:
+async def measure(rounds: int, num_requests: int) -> dict[str, Any]:
     load = ForeignLoad()
     results: dict[str, list[float]] = {"one": [], "two": [], "bare one": [], "bare two": []}
     # Either server has room for all requests, so that one alone is not held back.
@@ -79,7 +79,7 @@ async def measure(rounds: int) -> dict[str, Any]:
         serving("vllm", "0.7M", num_slots=2 * IN_FLIGHT, num_servers=2) as served,
         contextlib.AsyncExitStack() as stack,
     ):
-        requests = make_requests(NUM_REQUESTS, served.vocab)
+        requests = make_requests(num_requests, served.vocab)
         prompts = [request.input_ids.tolist() for request in requests]
         first = ServerConfig(api_key_env=KEY_VARIABLE)
         rollout = RolloutConfig(
@@ -91,7 +91,7 @@ async def measure(rounds: int) -> dict[str, Any]:
         )
         stack.push_async_callback(alone.close)
         await alone.start()
-        half = NUM_REQUESTS // 2
+        half = num_requests // 2
         one = await stack.enter_async_context(bare_process(served.path, "all", served.urls[0], prompts, IN_FLIGHT))
         two = [
             await stack.enter_async_context(bare_process(served.path, f"half{n}", url, part, IN_FLIGHT // 2))
@@ -126,10 +126,11 @@ async def measure(rounds: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=512, help="of one round")
     parser.add_argument("--json", help="append one line of figures to this file")
     options = parser.parse_args()
-    figures = asyncio.run(measure(options.rounds))
-    tokens = NUM_REQUESTS * OUTPUT_TOKENS
+    figures = asyncio.run(measure(options.rounds, options.requests))
+    tokens = options.requests * OUTPUT_TOKENS
     print(f"{IN_FLIGHT} in flight (medians; other programs: {figures['foreign_cores']:.2f} cores)")
     for name in ("one", "two", "bare_one", "bare_two"):
         seconds = figures[f"{name}_seconds"]

@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
 from areal_x.api.records import ModelRequest, SamplingParams
@@ -47,6 +48,7 @@ SIZES = {
 
 def make_model(size: str) -> PreTrainedModel:
     """A Qwen3 with random float32 weights and an output layer of its own."""
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = AutoConfig.for_model(
