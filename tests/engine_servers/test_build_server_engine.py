@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
 from areal_x.api.errors import ConfigError
 from areal_x.engine.init_model import init_model
-from areal_x.engine.servers.build import build_server_engine
+from areal_x.engine.servers.build import StartedServer, build_server_engine
+from areal_x.engine.servers.launch_command import LaunchSettings
 from areal_x.engine.servers.server_engine import ServerEngine
 
 
@@ -59,6 +62,27 @@ async def test_settings_that_cannot_work_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         build(model_path, tmp_path, server)
+
+
+async def test_servers_started_at_once_get_different_ports(tmp_path: Path) -> None:
+    given: set[int] = set()
+    settings = LaunchSettings(
+        python=Path(sys.executable),
+        model_path="m",
+        host="127.0.0.1",
+        port=0,
+        dtype="float32",
+        max_length=8,
+        num_slots=1,
+    )
+    servers = [StartedServer("vllm", settings, tmp_path / f"{index}.log", given) for index in range(3)]
+    # Each ends at once, for this interpreter has no vLLM; its port stays given.
+    started = await asyncio.gather(*(server() for server in servers))
+    assert len({address for address, _ in started}) == 3
+    for _, process in started:
+        assert process is not None
+        assert await process.wait() == 1
+        assert "vllm" in process.tail()
 
 
 async def test_running_servers_need_no_environment(

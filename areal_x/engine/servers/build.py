@@ -65,11 +65,12 @@ class StartedServer:
         self._command = _KINDS[kind][1]
         self._settings = settings
         self._log_path = log_path
+        self._given = given
 
     async def __call__(self) -> tuple[str, ServerProcess | None]:
         """Start it; its address and its process."""
         settings = await asyncio.to_thread(_with_quantized_model, self._settings, self._log_path)
-        port = settings.port or free_ports(settings.host, 1)[0]
+        port = settings.port or self._free_port()
         command = self._command(replace(settings, port=port))
         env = {**os.environ, **command.env}
         process = await asyncio.to_thread(ServerProcess, command.argv, env, self._log_path)
