@@ -127,18 +127,23 @@ class Publisher:
         sending = asyncio.ensure_future(asyncio.to_thread(self._transport.send))
 
         async def one(replica: Replica) -> None:
+            client = replica.client
             await self._pause(replica)
-            await replica.dialect.load(replica.client, order, version, self._kv_on_update)
+            await replica.dialect.load(client, order, version, self._kv_on_update)
             await asyncio.shield(sending)
+            if replica.client is not client:
+                raise ServerLostError(f"{client.base_url} was lost while it loaded")
             replica.hold(version)
             if resume:
                 await replica.resume()
 
+        clients = [replica.client for replica in members]
         failures = await _outcomes(*(one(replica) for replica in members))
         await _outcomes(sending)
         failed: dict[Replica, EngineError] = {}
-        for replica, failure in zip(members, failures, strict=True):
-            if failure is None or replica.state == "gone":
+        for replica, client, failure in zip(members, clients, failures, strict=True):
+            # One that was started again meanwhile gets its weights when it is ready.
+            if failure is None or replica.state == "gone" or replica.client is not client:
                 continue
             if isinstance(failure, ServerLostError):
                 replica.lose(f"was lost in a weight update ({failure})")

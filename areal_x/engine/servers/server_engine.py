@@ -111,7 +111,10 @@ class ServerEngine(InferenceEngine):
         finally:
             self._num_thrown_away += completion.num_thrown_away
         allow_nan = not self._dialect.scores_truncated and (sampling.top_p < 1.0 or sampling.top_k > 0)
-        return completion.response(settings.vocab_size, allow_nan, started_at, time.monotonic())
+        try:
+            return completion.response(settings.vocab_size, allow_nan, started_at, time.monotonic())
+        except ServerError as error:
+            raise EngineError(f"{request.request_id}: a {self._dialect.name} server's reply: {error}") from error
 
     async def _complete(self, completion: Completion, replica: Replica) -> None:
         """Work on a completion, on ``replica`` first, until it is complete."""
