@@ -32,6 +32,7 @@ from areal_x.engine.transfer.shared_buffers import (
     TensorSpec,
     fence,
 )
+from areal_x.engine.transfer.transport import WeightTransport
 
 __all__ = ["SharedWeights", "StagedSync", "Staging", "TensorSpec", "WeightsHandle", "WeightsReader"]
 
@@ -232,7 +233,8 @@ class StagedSync:
         self._named_weights = named_weights
         self._staging = staging
         self._engines = tuple(engines)
-        self._one_at_a_time = asyncio.Lock()
+        # With a transport, servers that join again load what is staged, at any time: it must not change under them.
+        self._one_at_a_time = staging.lock if isinstance(staging, WeightTransport) else asyncio.Lock()
         self.stage_seconds = 0.0
         """Time that the last staging took."""
 
@@ -240,7 +242,8 @@ class StagedSync:
         """Copy the weights out as ``version``; they may change again once this returns.
 
         It is done in a thread, so that the event loop goes on, but for 16 MiB or less into shared memory. A second call
-        waits for the first. Cancelled, it returns only when the copy has ended: until then the weights must not change.
+        waits for the first, and for servers that are loading. Cancelled, it returns only when the copy has ended: until
+        then the weights must not change.
         """
         async with self._one_at_a_time:
             started = time.monotonic()
