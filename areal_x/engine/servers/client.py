@@ -40,27 +40,35 @@ class ServerClient:
         self.model_name = model_name
         self._timeout = call_timeout_seconds
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
+        self._calls: aiohttp.ClientSession | None = None
         self._replies: set[aiohttp.ClientResponse] = set()
         self._closed = False
 
     def __repr__(self) -> str:
         return f"ServerClient({self.base_url})"
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self, keep_alive: bool) -> aiohttp.ClientSession:
         if self._closed:
             raise ServerLostError(f"{self.base_url}: the connections to it were closed")
-        if self._session is None:
-            # The engine bounds how much is in flight; a second bound here could only make a pause wait for a request.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-                read_bufsize=_READ_BYTES,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+        # The engine bounds how much is in flight; a second bound here could only make a pause wait for a request.
+        if keep_alive:
+            if self._streams is None:
+                self._streams = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS))
+            return self._streams
+        # Servers close a connection after an error of their own, and whatever is sent on it next would break.
+        if self._calls is None:
+            self._calls = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
+        return self._calls
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            read_bufsize=_READ_BYTES,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def post(
         self, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float | None = None, **query: str
@@ -89,7 +97,7 @@ class ServerClient:
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._open().request(
+                self._open(keep_alive=False).request(
                     method, self.base_url + path, json=body, params=query, allow_redirects=False
                 ) as reply,
             ):
@@ -114,7 +122,9 @@ class ServerClient:
             ServerLostError: the connection broke, or the reply ended before ``[DONE]``.
         """
         try:
-            async with self._open().post(self.base_url + path, json=body, allow_redirects=False) as reply:
+            async with self._open(keep_alive=True).post(
+                self.base_url + path, json=body, allow_redirects=False
+            ) as reply:
                 if reply.status != 200:
                     text = await reply.text()
                     raise ServerError(f"{self.base_url}{path} answered {reply.status}: {_said(text)}", reply.status)
@@ -144,9 +154,10 @@ class ServerClient:
             # Closing a session does not wake those who read from it.
             reply.content.set_exception(aiohttp.ClientConnectionError("the connection was closed"))
             reply.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in (self._streams, self._calls):
+            if session is not None:
+                await session.close()
+        self._streams = self._calls = None
 
 
 def _words(error: BaseException) -> str:
