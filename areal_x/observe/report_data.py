@@ -77,7 +77,7 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
         within = sum(count for lag, count in counts.items() if not isinstance(bound, int) or lag <= bound)
         note = f"of trained tokens within the bound of {bound}" if isinstance(bound, int) else "no bound known"
         figures.append(("Staleness", f"{within / total:.0%}" if within == total else f"{within / total:.2%}", note))
-    published = run.steady_mean("weights/publish_seconds")
+    published = run.steady_mean("perf/publish_seconds")
     if published is not None:
         figures.append(("Weight update", format_duration(published), "until new weights are served, steady state"))
     events = server_events(run)

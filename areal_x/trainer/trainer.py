@@ -152,14 +152,14 @@ class Trainer:
     async def _stage(self, version: int) -> None:
         started = time.monotonic()
         await self.weight_sync.stage(version)
-        self._update_seconds["weights/stage_seconds"] = time.monotonic() - started
+        self._update_seconds["perf/stage_seconds"] = time.monotonic() - started
 
     async def _publish(self, version: int) -> None:
         """Serve the staged weights, while the next step trains; then the places of the step before are free."""
         started = time.monotonic()
         await self.weight_sync.publish(version)
         ended = time.monotonic()
-        self._update_seconds["weights/publish_seconds"] = ended - started
+        self._update_seconds["perf/publish_seconds"] = ended - started
         self.reporter.add_span("weights", f"version {version}", started, ended)
         self.executor.on_published(version)
 

@@ -195,7 +195,7 @@ async def test_an_update_and_the_engine_s_totals_are_metrics(colocated: bool) ->
     _, steps, _ = await train(run_config(1, colocated))
     metrics = steps[-1].metrics
     assert metrics["engine/servers_restarted"] == 2.0
-    assert metrics["weights/publish_seconds"] >= 0.002 and metrics["weights/stage_seconds"] >= 0
+    assert metrics["perf/publish_seconds"] >= 0.002 and metrics["perf/stage_seconds"] >= 0
 
 
 async def test_a_trainer_that_fails_ends_the_run_though_the_engine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
