@@ -46,6 +46,14 @@ def test_another_process_reads_each_version_bitwise(transport: SharedMemoryTrans
         assert receiver.ask(order) == digests(weights(version))
 
 
+def test_a_version_that_is_staged_again_is_read_as_staged_last(
+    transport: SharedMemoryTransport, receiver: Receiver
+) -> None:
+    for seed in (4, 5, 6):
+        transport.write(1, weights(seed))
+        assert receiver.ask(transport.load_order()) == digests(weights(seed))
+
+
 def test_an_order_gets_its_own_version_though_a_newer_one_is_there(
     transport: SharedMemoryTransport, receiver: Receiver
 ) -> None:

@@ -230,7 +230,9 @@ class SharedVersion:
 
     def _find(self) -> tuple[int, int]:
         words = self._shared.words
-        for buffer in (0, 1):
+        # The newest first: the other one may hold what was staged under this version before.
+        latest = max(int(words[LATEST]), 0)
+        for buffer in (latest, 1 - latest):
             sequence = int(words[SEQUENCE + buffer])
             fence()
             # Sequence 0: never written. The version is read between two looks at the sequence, as the tensors are.
