@@ -56,6 +56,18 @@ def test_a_request_asks_for_tokens_and_their_logprobs() -> None:
     assert body(VllmDialect("policy"))["model"] == "policy"
 
 
+def test_completions_shorter_than_a_message_are_not_streamed() -> None:
+    assert body(VllmDialect(max_plain_tokens=9))["stream"] is False
+    assert body(VllmDialect(max_plain_tokens=8))["stream"] is True
+
+
+async def test_a_plain_reply_is_one_message() -> None:
+    whole = message([(8, -0.5), (7, 0.0)], "length", [("4", 0, 2)])
+    async with fake({"/inference/v1/generate": (200, json.loads(whole))}) as server:
+        messages = [VllmReply().read(text) async for text in server.stream("/inference/v1/generate", {})]
+    assert messages == [Piece([8, 7], [-0.5, 0.0], Finish("length", [(0, 2, 4)]))]
+
+
 def test_text_is_decoded_only_for_stop_strings() -> None:
     made = body(stop=("\n\n",), stop_token_ids=(7, 8), ignore_eos=True)["sampling_params"]
     assert made["detokenize"] and made["include_stop_str_in_output"] and made["stop"] == ["\n\n"]
@@ -213,7 +225,7 @@ async def test_tied_models_are_not_reloaded_by_a_plain_server_on_a_cpu(
     asked: list[tuple[str, str, Any]] = []
     answers: Answers = {
         "/is_paused": (200, {"is_paused": True}),
-        "/collective_rpc": (500, {"error": {"message": "'Worker' object has no attribute 'areal_x_ways'"}}),
+        "/collective_rpc": (500, {"error": {"message": "Method 'areal_x_ways' is not implemented."}}),
         "/server_info": (200, {"vllm_config": {"device_config": {"device": device}}}),
         "/update_weight_version": (200, {}),
     }

@@ -41,7 +41,7 @@ _PAUSES: dict[str, dict[str, Any]] = {
     "keep": {"mode": "keep", "clear_cache": "false"},
     "abort": {"mode": "abort", "clear_cache": "true"},
 }
-_NO_EXTENSION = "has no attribute"
+_NO_EXTENSION = "is not implemented"
 
 
 class VllmDialect(ServerDialect):
