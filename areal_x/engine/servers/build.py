@@ -30,7 +30,7 @@ from areal_x.engine.transfer.transport import WeightTransport
 __all__ = ["RunningServer", "StartedServer", "build_server_engine"]
 
 _KEY_BYTES = 32
-_KINDS = {"vllm": (VllmDialect, vllm_command), "sglang": (SglangDialect, sglang_command)}
+_COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KV_ON_UPDATE: dict[str, KvOnUpdate] = {"recompute": "recompute", "keep": "keep", "abort": "abort"}
 
@@ -62,7 +62,7 @@ class StartedServer:
     restarts = True
 
     def __init__(self, kind: str, settings: LaunchSettings, log_path: Path, given: set[int]) -> None:
-        self._command = _KINDS[kind][1]
+        self._command = _COMMANDS[kind]
         self._settings = settings
         self._log_path = log_path
         self._given = given
@@ -154,7 +154,9 @@ def build_server_engine(
         all_gone_timeout_seconds=server.all_gone_timeout_seconds,
         max_restarts=server.max_restarts,
     )
-    dialect: ServerDialect = _KINDS[kind][0]()
+    # How often a server sends messages is known of those that are started here.
+    plain = 0 if rollout.base_urls else server.stream_interval
+    dialect: ServerDialect = VllmDialect(max_plain_tokens=plain) if kind == "vllm" else SglangDialect()
     return ServerEngine(dialect, launches, settings, transport)
 
 

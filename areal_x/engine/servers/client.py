@@ -16,6 +16,7 @@ __all__ = ["ServerClient"]
 _MAX_ERROR_TEXT = 500
 _EVENT_PREFIX = b"data:"
 _LAST_EVENT = b"[DONE]"
+_PLAIN = "application/json"
 _READ_BYTES = 2**20
 # Servers close a connection that was idle for 5 s unless told otherwise; a request sent on it just then would break.
 _IDLE_SECONDS = 4.0
@@ -115,7 +116,7 @@ class ServerClient:
             return text
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The ``data:`` messages of a streamed reply as they come, without the last ``[DONE]``.
+        """The ``data:`` messages of a streamed reply as they come, without the last ``[DONE]``; a plain reply whole.
 
         Raises:
             ServerError: the server refused the request.
@@ -130,6 +131,9 @@ class ServerClient:
                     raise ServerError(f"{self.base_url}{path} answered {reply.status}: {_said(text)}", reply.status)
                 self._replies.add(reply)
                 try:
+                    if reply.content_type == _PLAIN:
+                        yield await reply.read()
+                        return
                     rest = b""
                     while chunk := await reply.content.readany():
                         *lines, rest = (rest + chunk).split(b"\n")

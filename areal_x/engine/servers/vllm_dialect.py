@@ -49,13 +49,16 @@ class VllmDialect(ServerDialect):
 
     Args:
         adapter: name of the LoRA adapter that requests are answered by; default: the model itself.
+        max_plain_tokens: completions of at most so many tokens are not streamed. Where the server sends no message
+            before that, a stream would save nothing but the first token and costs both sides a third more time.
     """
 
     name = "vllm"
     generate_path = _GENERATE
 
-    def __init__(self, adapter: str | None = None) -> None:
+    def __init__(self, adapter: str | None = None, max_plain_tokens: int = 0) -> None:
         self._adapter = adapter
+        self._max_plain_tokens = max_plain_tokens
         self._awake: WeakSet[ServerClient] = WeakSet()
 
     def request_body(
@@ -83,7 +86,7 @@ class VllmDialect(ServerDialect):
             "request_id": request_id,
             "token_ids": input_ids,
             "sampling_params": wanted,
-            "stream": True,
+            "stream": max_new_tokens > self._max_plain_tokens,
         }
         if self._adapter is not None:
             body["model"] = self._adapter
