@@ -146,7 +146,7 @@ async def test_what_cannot_be_attached_says_why(attached: Attached, tmp_path: Pa
             pass
 
 
-def test_the_key_is_shown_nowhere(attached: Attached) -> None:
+async def test_the_key_is_shown_nowhere(attached: Attached) -> None:
     assert KEY not in attached.server.log_path.read_text(errors="replace")
     for process in family(attached.server.process):
         assert KEY not in " ".join(process.cmdline())

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from running_engines import NUM_SLOTS, Running, request
-from server_models import EOS, LETTERS, MAX_LENGTH, VOCAB
+from server_models import EOS, EXACT, LETTERS, MAX_LENGTH, VOCAB
 
 from areal_x.api.errors import PromptTooLongError, RequestError
 from areal_x.api.records import ModelResponse
@@ -57,6 +57,26 @@ async def test_samples_are_drawn_from_the_distribution(running: Running, tempera
     assert freedom > 10
     # Five standard deviations of the distribution that the statistic has when the samples are right.
     assert statistic < freedom + 5 * np.sqrt(2 * freedom), f"{statistic:.0f} with {freedom} degrees of freedom"
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8)])
+async def test_truncated_samples_have_the_truncated_distribution_or_no_logprobs(
+    running: Running, top_k: int, top_p: float
+) -> None:
+    sampling = {"temperature": 0.8, "top_k": top_k, "top_p": top_p, "max_new_tokens": 15}
+    for response in await running.run(*(request(ids, seed=i, **sampling) for i, ids in enumerate(prompts(6, 3)))):
+        for place, token in enumerate(response.output_ids):
+            prefix = np.concatenate([response.input_ids, response.output_ids[:place]])
+            probabilities = np.exp(running.policy.next_logprobs(running.version, prefix, 0.8))
+            order = np.argsort(-probabilities)
+            # As many as are needed to reach top_p, or the first top_k.
+            kept = top_k or int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1
+            assert token in order[:kept]
+            if running.kind == "sglang":
+                assert np.isnan(response.logprobs[place])
+            else:
+                expected = np.log(probabilities[token] / probabilities[order[:kept]].sum())
+                np.testing.assert_allclose(response.logprobs[place], expected, atol=EXACT, rtol=0)
 
 
 async def test_samples_of_one_prompt_differ(running: Running) -> None:
