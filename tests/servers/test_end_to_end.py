@@ -116,7 +116,7 @@ def test_evaluation_on_servers_that_run_and_on_any_endpoint(
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("max_staleness", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_colocated_run_sleeps_and_wakes_with_the_new_weights(tmp_path: Path, max_staleness: int) -> None:
     """On a CPU a sleeping server keeps its memory; the order of the steps and the exactness are those of a GPU."""
     arguments = ["train", "--config-name", "quickstart", "rollout=vllm", "rollout.colocated=true", *SHORT]
@@ -144,7 +144,9 @@ def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 400.0) -> Fin
 
 
 @GSM8K
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("sglang", marks=pytest.mark.soak)]
+)
 def test_gsm8k_runs(tmp_path: Path, kind: str) -> None:
     short = [
         "data.limit=2000", "sft.steps=30", "train.total_steps=14", "train.learning_rate=1e-3", "train.warmup_steps=2",
