@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from areal_x.cli import build_parser, main
+from areal_x.engine.init_model import init_model
 from areal_x.reward import list_rewards, registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,9 +108,21 @@ def _dry_run(place: str, words: list[str], folder: Path, monkeypatch: pytest.Mon
             (folder / value.partition(":")[0]).parent.mkdir(parents=True, exist_ok=True)
             (folder / value.partition(":")[0]).touch()
     dry = [*words, *([] if "--dry-run" in words else ["--dry-run"])]
-    if "gsm8k" in words and "model.path" not in given:
+    if {"gsm8k", "gsm8k_checkpoint"} & set(words) and "model.path" not in given:
         dry.append("model.path=stand-in")
+    if {"rollout=vllm", "rollout=sglang"} & set(words):
+        _server_stand_ins(folder, monkeypatch)
     assert main(dry) == 0, place
+
+
+def _server_stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that says it has both servers, which no test here starts, and weights that they could load."""
+    python = folder / "server-python"
+    python.write_text('#!/bin/sh\necho \'{"vllm": "0.32.0", "sglang": "0.5.23"}\'\n')
+    python.chmod(0o755)
+    for variable in ("AREAL_X_VLLM_PYTHON", "AREAL_X_SGLANG_PYTHON"):
+        monkeypatch.setenv(variable, str(python))
+    init_model(folder / "stand-in", tokenizer="characters", hidden_size=32, num_layers=1, max_length=32768)
 
 
 def test_the_pages_show_both_commands() -> None:
