@@ -82,7 +82,8 @@ def accuracy_of(run: FinishedRun) -> float:
 
 
 def evaluation_of(policy: Path) -> list[str]:
-    return ["eval", "--config-name", "quickstart", f"model.path={policy}", "evaluation.limit=256"]
+    changes = ["evaluation.limit=256", "evaluation.sampling.max_new_tokens=8"]
+    return ["eval", "--config-name", "quickstart", f"model.path={policy}", *changes]
 
 
 @pytest.mark.vllm
