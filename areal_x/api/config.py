@@ -232,7 +232,7 @@ class RolloutConfig:
     max_length: int = 1024
     """Prompt and completion together, in tokens."""
     num_threads: int = 1
-    """Threads of the embedded engine on a CPU."""
+    """Threads of the embedded engine, or of each server, on a CPU."""
     kv_on_update: str = "recompute"
     """What happens to requests in flight when weights change: their prefix is computed again (``recompute``, exact), it
     stays (``keep``), or, of servers, they end and are sent again with what they have (``abort``, exact)."""
