@@ -58,7 +58,9 @@ class FakeServer:
     """Statuses of the next generations."""
     load_failures: int = 0
     """So many loads fail, half done."""
-    load_hangs: bool = False
+    load_seconds: float = 0.0
+    resume_failures: int = 0
+    """So many times it goes on and says that it does not."""
     lie: Callable[[list[Any]], list[Any]] = lambda spans: spans
     """Changes what it says of versions."""
     short_by: int = 0
@@ -137,11 +139,13 @@ class FakeServer:
                     raise AssertionError("resumed with half the weights")
                 self.is_paused = False
                 self.going.set()
+                if self.resume_failures:
+                    self.resume_failures -= 1
+                    return web.Response(status=500, text="it went wrong in the end")
             case "load":
                 assert self.is_paused and not self.asleep, "loaded while it generates"
                 self.is_broken = True
-                if self.load_hangs:
-                    await asyncio.sleep(60)
+                await asyncio.sleep(self.load_seconds)
                 if self.load_failures:
                     self.load_failures -= 1
                     return web.Response(status=500, text="half the weights are missing")

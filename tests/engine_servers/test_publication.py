@@ -65,6 +65,15 @@ async def test_each_server_is_paused_loaded_and_resumed_in_this_order() -> None:
         assert 0 < publisher.blocked_seconds < 5
 
 
+async def test_a_server_that_may_have_gone_on_is_paused_again() -> None:
+    server, transport = FakeServer(resume_failures=1), FakeTransport()
+    async with serving(server) as replicas:
+        transport.write(1)
+        await Publisher(transport, "recompute").publish(replicas)
+        assert server.calls == ["pause", "load", "resume"] * 2
+        assert states(replicas) == ["serving"]
+
+
 async def test_nothing_staged_changes_nothing() -> None:
     server = FakeServer()
     async with serving(server) as replicas:
@@ -101,7 +110,7 @@ async def test_a_load_that_fails_twice_costs_the_server_alone() -> None:
 
 
 async def test_a_server_that_hangs_in_a_load_keeps_no_other_from_serving() -> None:
-    servers, transport = (FakeServer(load_hangs=True), FakeServer()), FakeTransport()
+    servers, transport = (FakeServer(load_seconds=60.0), FakeServer()), FakeTransport()
     async with serving(*servers, timeout_seconds=1.0) as replicas:
         transport.write(1)
         publishing = asyncio.create_task(Publisher(transport, "recompute").publish(replicas))

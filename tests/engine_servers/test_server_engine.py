@@ -177,6 +177,19 @@ async def test_a_hung_server_is_replaced_though_it_says_that_it_is_well() -> Non
         assert len(launches[0].servers) == 2
 
 
+async def test_messages_without_tokens_are_no_progress() -> None:
+    async def chatter(body: dict[str, Any], reply: Any) -> None:
+        while True:
+            await reply.write(b'data: {"new": []}\n\n')
+            await asyncio.sleep(0.02)
+
+    launch = FakeLaunch()
+    async with running(launch, stall_timeout_seconds=0.3) as engine:
+        launch.server._stream = chatter  # type: ignore[method-assign]
+        check_response(await asyncio.wait_for(engine.agenerate(request()), 20.0), 40)
+        assert engine.counters()["servers_restarted"] == 1
+
+
 async def test_a_pause_is_no_stall() -> None:
     launch = FakeLaunch(delay=0.005)
     async with running(launch, stall_timeout_seconds=0.3) as engine:
@@ -237,6 +250,20 @@ async def test_the_engine_ends_when_no_server_is_started_again() -> None:
             await launch.kill()
         with pytest.raises(EngineDiedError, match="none is started again"):
             await task
+
+
+async def test_a_server_that_cannot_be_started_again_says_why() -> None:
+    class Once(FakeLaunch):
+        async def __call__(self) -> tuple[str, Any]:
+            if self.servers:
+                raise EngineError("no process can be made")
+            return await super().__call__()
+
+    launch = Once()
+    async with running(launch, max_restarts=2) as engine:
+        await launch.kill()
+        with pytest.raises(EngineDiedError, match="fake server 0 could not be started: no process can be made"):
+            await engine.agenerate(request())
 
 
 async def test_a_server_of_somebody_else_comes_back() -> None:
@@ -380,6 +407,21 @@ async def test_kills_during_updates_guess_no_version() -> None:
         assert [replica.version for replica in engine.replicas] == [8, 8]
 
 
+async def test_a_server_that_ends_while_it_gets_its_weights_blocks_nobody() -> None:
+    launches, transport = (FakeLaunch(), FakeLaunch()), FakeTransport()
+    async with running(*launches, transport=transport) as engine:
+        await publish(engine, transport, 1)
+        launches[0].script["load_seconds"] = 60.0
+        await launches[0].kill()
+        await until(lambda: len(launches[0].servers) == 2 and "load" in launches[0].server.calls)
+        launches[0].script["load_seconds"] = 0.0
+        # Its process is gone, and its connections stay open: somebody else has them, too.
+        launches[0].processes[-1]._ended.set()
+        await until(lambda: len(launches[0].servers) == 3 and engine.counters()["servers_serving"] == 2)
+        await publish(engine, transport, 2)
+        assert [replica.version for replica in engine.replicas] == [2, 2]
+
+
 async def test_of_updates_at_once_the_newest_wins() -> None:
     launch, transport = FakeLaunch(), FakeTransport()
     async with running(launch, transport=transport) as engine:
@@ -404,6 +446,50 @@ async def test_an_update_keeps_a_paused_engine_paused() -> None:
         assert launch.server.is_paused
         await engine.resume()
         assert check_all(await asyncio.gather(*tasks), 40) == {0, 1}
+
+
+async def test_an_update_whose_caller_is_cancelled_is_carried_out() -> None:
+    launches, transport = (FakeLaunch(load_seconds=0.3), FakeLaunch()), FakeTransport()
+    async with running(*launches, transport=transport) as engine:
+        tasks = send(engine, 16, max_new_tokens=150)
+        await until(lambda: min(replica.num_tokens for replica in engine.replicas) > 30)
+        transport.write(1)
+        update = asyncio.create_task(engine.update_weights(1))
+        await until(lambda: "load" in launches[0].server.calls)
+        update.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await update
+        assert transport.lock.locked(), "a server still loads what is staged"
+        await publish(engine, transport, 2)
+        assert check_all(await asyncio.gather(*tasks), 150) >= {0, 2}
+        assert [launch.server.calls[-6:] for launch in launches] == [["pause", "load", "resume"] * 2] * 2
+        counters = engine.counters()
+        assert (counters["servers_restarted"], counters["updates_redone"]) == (0, 0)
+
+
+async def test_an_engine_that_is_closed_in_an_update_leaves_nothing() -> None:
+    launch, transport = FakeLaunch(load_seconds=30.0), FakeTransport()
+    async with running(launch, transport=transport) as engine:
+        transport.write(1)
+        update = asyncio.create_task(engine.update_weights(1))
+        await until(lambda: "load" in launch.server.calls)
+        update.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await update
+    assert not transport.lock.locked()
+
+
+async def test_a_server_that_came_back_ahead_of_the_others_does_not_stand_for_them() -> None:
+    launches, transport = (FakeLaunch(), FakeLaunch()), FakeTransport()
+    async with running(*launches, transport=transport) as engine:
+        await publish(engine, transport, 1)
+        transport.write(3)
+        await launches[0].kill()
+        await until(lambda: engine.replicas[0].version == 3 and engine.replicas[0].state == "serving")
+        assert (await engine.health()).version == 1
+        await engine.update_weights(2)
+        assert [replica.version for replica in engine.replicas] == [3, 3]
+        assert (await engine.health()).version == 3
 
 
 async def test_a_sleeping_engine_wakes_with_new_weights() -> None:
@@ -446,6 +532,10 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing() -> None:
     with pytest.raises(EngineError, match="serves a model with 50 ids"):
         async with running(FakeLaunch(facts={"vocab_size": 50})):
             pass
+    for nonsense in ("<html>", ["a"]):
+        with pytest.raises(EngineError, match=r"does not answer as a server of fake does.*rollout\.base_urls"):
+            async with running(FakeLaunch(facts=nonsense)):
+                pass
 
 
 async def test_a_server_that_dies_at_its_start_shows_its_last_lines() -> None:

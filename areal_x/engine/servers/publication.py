@@ -64,7 +64,7 @@ class Publisher:
         started = time.monotonic()
         if self._joined:
             # A broadcast reaches all or none, so it begins when all stand still; else none waits for another.
-            await self._each(members, self._pause)
+            await self._each(members, lambda replica: replica.pause(self._kv_on_update))
         failed = await self._load(members, version, resume)
         if failed:
             self.num_redone += len(failed)
@@ -83,10 +83,6 @@ class Publisher:
                 replica.lose(f"failed in a weight update ({error})")
 
         await asyncio.gather(*(one(replica) for replica in replicas if replica.state != "gone"))
-
-    async def _pause(self, replica: Replica) -> None:
-        if replica.state != "paused":
-            await replica.pause(self._kv_on_update)
 
     async def _join(self, replicas: Sequence[Replica]) -> None:
         """Make these servers the ones that the transport reaches, if it has to know them."""
@@ -128,7 +124,7 @@ class Publisher:
 
         async def one(replica: Replica) -> None:
             client = replica.client
-            await self._pause(replica)
+            await replica.pause(self._kv_on_update)
             await replica.dialect.load(client, order, version, self._kv_on_update)
             await asyncio.shield(sending)
             if replica.client is not client:

@@ -50,7 +50,11 @@ class Recovery:
             EngineError: it cannot be used as it is, or was not ready in time.
         """
         settings = self._settings
-        address, process = await replica.launch()
+        try:
+            address, process = await replica.launch()
+        except EngineError as error:
+            replica.cause = f"{replica.name} could not be started: {error}"
+            raise
         client = ServerClient(
             address,
             settings.model_name,
@@ -76,7 +80,7 @@ class Recovery:
         pause = _FIRST_PAUSE
         while True:
             try:
-                facts = await replica.dialect.facts(replica.client)
+                facts = await self._facts(replica)
                 self._check(replica, facts)
                 replica.client.model_name = facts.model_name
                 # A server that somebody else runs may have been left paused, and none has a version of ours yet.
@@ -94,6 +98,15 @@ class Recovery:
                 async with asyncio.timeout(pause):
                     await replica.lost.wait()
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _facts(self, replica: Replica) -> ServerFacts:
+        try:
+            return await replica.dialect.facts(replica.client)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ServerError(
+                f"{replica.client.base_url} does not answer as a server of {replica.dialect.name} does ({error!r}); "
+                "check rollout.base_urls and rollout.engine"
+            ) from error
 
     def _check(self, replica: Replica, facts: ServerFacts) -> None:
         settings = self._settings

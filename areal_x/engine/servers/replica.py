@@ -10,6 +10,7 @@ Only a serving replica gets requests. ``version`` changes while it is paused, an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import Literal, Protocol
 
@@ -93,8 +94,10 @@ class Replica:
         self._timer: asyncio.TimerHandle | None = None
         self._late = False
         self._stale_epoch = False
+        self._stands_still = False
         self._exit: asyncio.Task[int] | None = None
         self._check: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._num_started = 0
 
     def __repr__(self) -> str:
@@ -114,7 +117,7 @@ class Replica:
         """Begin anew with this server, which is not ready yet."""
         self.client, self.process = client, process
         self.lost.clear()
-        self._stale_epoch = False
+        self._stale_epoch = self._stands_still = False
         if process is not None:
             self._exit = asyncio.get_running_loop().create_task(process.wait(), name=f"end of {self.name}")
             self._exit.add_done_callback(lambda task: self._on_exit(task, process))
@@ -125,9 +128,10 @@ class Replica:
         self._set("serving")
 
     async def pause(self, kv_on_update: KvOnUpdate) -> None:
-        """Stop before the next forward pass; nothing is sent to it any more."""
+        """Stop before the next forward pass; nothing is sent to it any more. It is not told twice."""
         self._set("paused")
-        await self.dialect.pause(self.client, kv_on_update)
+        if not self._stands_still:
+            await self._stand_still(self.dialect.pause(self.client, kv_on_update))
 
     def hold(self, version: int) -> None:
         """It was given ``version`` while paused; what it samples after ``resume`` is of that version."""
@@ -138,7 +142,7 @@ class Replica:
         """Go on after ``pause``."""
         # Before it is told: from here on a token that arrives may be of the new version.
         self.epoch += self._stale_epoch
-        self._stale_epoch = False
+        self._stale_epoch = self._stands_still = False
         await self.dialect.resume(self.client)
         if self.state == "paused":
             self._set("serving")
@@ -146,16 +150,24 @@ class Replica:
     async def sleep(self) -> None:
         """Give the device's memory back; it is paused."""
         self._set("paused")
-        await self.dialect.sleep(self.client)
+        await self._stand_still(self.dialect.sleep(self.client))
+
+    async def _stand_still(self, call: Awaitable[None]) -> None:
+        client = self.client
+        await call
+        # Only its answer makes it certain: a call that broke off may have arrived or not.
+        self._stands_still = client is self.client
 
     def lose(self, cause: str) -> None:
-        """It can be counted on no longer: take it out. Its requests go on elsewhere. Safe when it is gone."""
+        """It can be counted on no longer: take it out. Its requests go on elsewhere, and calls that still wait for it
+        end. Safe when it is gone."""
         if self.state == "gone":
             return
         tail = self.tail
         lines = f"; its last lines:\n{tail}" if tail else ""
         self.cause = f"{self.name} ({self.client.base_url}) {cause}{lines}"
         self.lost.set()
+        self._closing = asyncio.get_running_loop().create_task(self.client.close(), name=f"goodbye to {self.name}")
         self._set("gone")
 
     async def generate(self, completion: Completion) -> None:
@@ -182,8 +194,9 @@ class Replica:
                     piece = read(message)
                     if piece is not None:
                         part.add(piece, self.epoch)
-                        self.num_tokens += len(piece.token_ids)
-                        self._last_progress = time()
+                        if piece.token_ids:  # A server that hangs may send messages without any for ever.
+                            self.num_tokens += len(piece.token_ids)
+                            self._last_progress = time()
         except (ServerError, ServerLostError) as error:
             if isinstance(error, ServerError) and error.status == 0:
                 raise
@@ -224,6 +237,8 @@ class Replica:
             self._timer.cancel()
             self._timer = None
         await self.client.close()
+        if self._closing is not None:
+            await self._closing
         if self._check is not None:
             self._check.cancel()
             await asyncio.gather(self._check, return_exceptions=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +58,7 @@ class ServerEngine(InferenceEngine):
         self._lock = asyncio.Lock() if transport is None else transport.lock
         self._publisher = None if transport is None else Publisher(transport, settings.kv_on_update)
         self._pause_kind: KvOnUpdate = "recompute" if settings.kv_on_update == "abort" else settings.kv_on_update
+        self._turn: asyncio.Task[None] | None = None
         self._paused = False
         self._asleep = False
         self._numbers = itertools.count(1)
@@ -184,22 +185,35 @@ class ServerEngine(InferenceEngine):
         self._fleet.check_alive()
         publisher = self._need_publisher("update_weights")
         num_updates = self._num_updates
-        async with self._lock:
-            self._fleet.check_alive()
-            newest = self._version if self._num_updates else version - 1
-            if not self._asleep and (newest > version or (newest == version and self._num_updates > num_updates)):
-                return
-            if publisher.version is None or publisher.version < version:
-                raise EngineError(
-                    f"weights of version {version} are not staged (the newest: {publisher.version}); "
-                    "await stage(version) before update_weights(version)"
-                )
-            await self._publish(self._fleet.alive, publisher)
-            self._num_updates += 1
+        await self._in_turn(lambda: self._update(version, publisher, num_updates))
         self._fleet.check_alive()
 
+    async def _update(self, version: int, publisher: Publisher, num_updates: int) -> None:
+        """``num_updates``: how many there were when this one was asked for."""
+        self._fleet.check_alive()
+        newest = self._version if self._num_updates else version - 1
+        if not self._asleep and (newest > version or (newest == version and self._num_updates > num_updates)):
+            return
+        if publisher.version is None or publisher.version < version:
+            raise EngineError(
+                f"weights of version {version} are not staged (the newest: {publisher.version}); "
+                "await stage(version) before update_weights(version)"
+            )
+        await self._publish(self._fleet.alive, publisher)
+        self._num_updates += 1
+
+    async def _in_turn(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Carry out ``step`` under the lock. Once begun it goes on to its end, even when the caller is cancelled: half
+        of it would leave servers paused, and free the lock while they still load what is staged."""
+        await self._lock.acquire()
+        self._turn = asyncio.get_running_loop().create_task(step(), name="a step of all servers")
+        self._turn.add_done_callback(lambda _: self._lock.release())
+        await asyncio.shield(self._turn)
+
     async def _publish(self, replicas: Sequence[Replica], publisher: Publisher) -> None:
-        self._version = await publisher.publish(replicas, resume=not self._paused, wake=self._asleep)
+        version = await publisher.publish(replicas, resume=not self._paused, wake=self._asleep)
+        # A server that came back alone may hold what is staged before the others do.
+        self._version = min((replica.version for replica in self._fleet.alive), default=version)
         self._asleep = False
         self._fleet.awake.set()
 
@@ -222,36 +236,43 @@ class ServerEngine(InferenceEngine):
     async def pause(self) -> None:
         """Stop all servers between two forward passes; requests wait where they are."""
         self._fleet.check_alive()
-        async with self._lock:
-            self._paused = True
-            serving = [replica for replica in self._fleet.replicas if replica.state == "serving"]
-            await self._fleet.tell(serving, lambda replica: replica.pause(self._pause_kind))
+        await self._in_turn(self._pause_all)
+
+    async def _pause_all(self) -> None:
+        self._paused = True
+        await self._fleet.tell(self._fleet.alive, lambda replica: replica.pause(self._pause_kind))
 
     async def resume(self) -> None:
         """Go on after ``pause``."""
         self._fleet.check_alive()
-        async with self._lock:
-            self._paused = False
-            if not self._asleep:
-                await self._fleet.tell(self._fleet.alive, Replica.resume)
+        await self._in_turn(self._resume_all)
+
+    async def _resume_all(self) -> None:
+        self._paused = False
+        if not self._asleep:
+            await self._fleet.tell(self._fleet.alive, Replica.resume)
 
     async def sleep(self) -> None:
         """See ``InferenceEngine.sleep``. A server that is lost meanwhile starts again only afterwards."""
         self._fleet.check_alive()
         self._need_publisher("sleep")
-        async with self._lock:
-            if not self._asleep:
-                self._asleep = True
-                self._fleet.awake.clear()
-                await self._fleet.tell(self._fleet.alive, Replica.sleep)
+        await self._in_turn(self._sleep_all)
+
+    async def _sleep_all(self) -> None:
+        if not self._asleep:
+            self._asleep = True
+            self._fleet.awake.clear()
+            await self._fleet.tell(self._fleet.alive, Replica.sleep)
 
     async def wake_up(self) -> None:
         """Go on after ``sleep`` with the weights staged last."""
         self._fleet.check_alive()
         publisher = self._need_publisher("wake_up")
-        async with self._lock:
-            if self._asleep:
-                await self._publish(self._fleet.alive, publisher)
+        await self._in_turn(lambda: self._wake_all(publisher))
+
+    async def _wake_all(self, publisher: Publisher) -> None:
+        if self._asleep:
+            await self._publish(self._fleet.alive, publisher)
 
     def _need_publisher(self, what: str) -> Publisher:
         if self._publisher is None:
@@ -286,3 +307,6 @@ class ServerEngine(InferenceEngine):
     async def close(self) -> None:
         """End all servers that were started here, at once; calls in flight raise ``EngineDiedError``."""
         await self._fleet.close()
+        if self._turn is not None:
+            self._turn.cancel()
+            await asyncio.wait({self._turn})

@@ -120,7 +120,7 @@ class SglangDialect(ServerDialect):
                 error.status,
             ) from error
         listed = await server.get("/v1/models")
-        card = next(card for card in listed["data"] if not card.get("parent"))
+        (card, *_) = (card for card in listed["data"] if not card.get("parent"))
         length = card.get("max_model_len")
         return ServerFacts(card["id"], None if length is None else length - SPARE_CONTEXT)
 
