@@ -165,10 +165,11 @@ class BroadcastTransport(WeightTransport):
             except BaseException as error:
                 self._leave()
                 if isinstance(error, RuntimeError):
+                    # Its frames hold the group's connections: while this error lives, the other servers would wait.
                     raise EngineError(
                         f"weights could not be sent over {self.backend}, a server was lost or did not take them "
                         f"within {self._timeout:g} s: {_first_line(error)}"
-                    ) from error
+                    ) from error.with_traceback(None)
                 raise
 
     def _leave(self) -> None:
