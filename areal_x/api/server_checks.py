@@ -223,6 +223,10 @@ def _check_ways(config: ExperimentConfig) -> None:
         raise bad_value(key, way, "needs a GPU, and model.device=cpu; use auto, shared_memory, gloo or disk")
     if way in ("nccl", "cuda_ipc", "shared_memory") and rollout.base_urls:
         raise bad_value(key, way, "needs servers that the run starts itself; use auto or disk with rollout.base_urls")
+    far = [url for url in rollout.base_urls if not is_loopback(urlsplit(url).hostname or "")]
+    if way == "gloo" and far:
+        fix = f"reaches servers of this machine, and {far[0]} is on another; use disk, with a folder that both see"
+        raise bad_value(key, way, fix)
     if way == "nccl" and rollout.colocated:
         raise bad_value(key, way, "two processes of one GPU cannot use it; use cuda_ipc with rollout.colocated=true")
     if way == "cuda_ipc" and not rollout.colocated:

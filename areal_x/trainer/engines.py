@@ -22,6 +22,7 @@ from areal_x.api.server_checks import SERVER_ENGINES, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.policy import embedding_rows
+from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
 from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.weights import SharedWeights
 from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
@@ -29,7 +30,9 @@ from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
 __all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "stage_weights"]
 
 
-def check_device_budget(config: ExperimentConfig, train_engine: FSDPEngine) -> None:
+def check_device_budget(
+    config: ExperimentConfig, train_engine: FSDPEngine, staging: SharedWeights | WeightTransport
+) -> None:
     """Whether colocated servers and this trainer fit the GPU that they share.
 
     Raises:
@@ -43,6 +46,8 @@ def check_device_budget(config: ExperimentConfig, train_engine: FSDPEngine) -> N
         embedding_rows(train_engine.model),
         config.train.logprob_chunk_tokens,
         train_engine.reference is not None,
+        # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
+        staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
     )
     check_memory_budget(config, needed, torch.cuda.get_device_properties(train_engine.device).total_memory)
 

@@ -26,19 +26,23 @@ class TrainerBytes:
     reference: int
     logits: int
     """One chunk of a micro-batch: its logits, their softmax and their gradient."""
+    staged: int = 0
+    """Copies of the weights that servers of the same device read (``cuda_ipc``)."""
 
     @property
     def training(self) -> int:
         """In the middle of a step."""
-        return self.parameters + self.gradients + self.moments + self.reference + self.logits
+        return self.resting + self.gradients + self.logits
 
     @property
     def resting(self) -> int:
         """While the servers generate; gradients and logits are given back by then."""
-        return self.parameters + self.moments + self.reference
+        return self.parameters + self.moments + self.reference + self.staged
 
 
-def trainer_bytes(num_parameters: int, vocab_size: int, chunk_tokens: int, has_reference: bool) -> TrainerBytes:
+def trainer_bytes(
+    num_parameters: int, vocab_size: int, chunk_tokens: int, has_reference: bool, staged: int = 0
+) -> TrainerBytes:
     """What training in float32 takes.
 
     Args:
@@ -46,10 +50,11 @@ def trainer_bytes(num_parameters: int, vocab_size: int, chunk_tokens: int, has_r
         vocab_size: columns of a logits row.
         chunk_tokens: ``train.logprob_chunk_tokens``, the rows that exist at once.
         has_reference: a frozen copy of the policy is kept for the KL term.
+        staged: bytes of weights that wait on the device for the servers.
     """
     copy = _FLOAT * num_parameters
     logits = _LOGIT_COPIES * _FLOAT * vocab_size * chunk_tokens
-    return TrainerBytes(copy, copy, 2 * copy, copy if has_reference else 0, logits)
+    return TrainerBytes(copy, copy, 2 * copy, copy if has_reference else 0, logits, staged)
 
 
 def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_bytes: int) -> None:
@@ -68,7 +73,8 @@ def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_
         raise ConfigError(
             f"rollout.colocated=true: a training step needs {_gib(trainer.training)} (parameters "
             f"{_gib(trainer.parameters)}, gradients {_gib(trainer.gradients)}, Adam {_gib(trainer.moments)}, "
-            f"reference {_gib(trainer.reference)}, logits {_gib(trainer.logits)}; activations not counted), and the "
+            f"reference {_gib(trainer.reference)}, weights staged for the servers {_gib(trainer.staged)}, logits "
+            f"{_gib(trainer.logits)}; activations not counted), and the "
             f"device has {_gib(device_bytes)}, less 1 GiB for the processes; take a smaller model, or lower "
             "train.logprob_chunk_tokens"
         )
@@ -77,8 +83,9 @@ def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_
         highest = max(0.0, (room - trainer.resting) / device_bytes)
         raise ConfigError(
             f"rollout.server.memory_fraction={fraction:g}: the servers' {_gib(servers)} and the trainer's "
-            f"{_gib(trainer.resting)} (parameters, Adam, reference) do not fit the device's {_gib(device_bytes)}, "
-            f"less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a smaller model"
+            f"{_gib(trainer.resting)} (parameters, Adam, reference, staged weights) do not fit the device's "
+            f"{_gib(device_bytes)}, less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a "
+            "smaller model"
         )
 
 

@@ -222,6 +222,8 @@ def test_what_the_trainer_takes() -> None:
     assert found.logits == 3 * 4 * 50 * 8
     assert found.training == 20000 + found.logits and found.resting == 16000
     assert trainer_bytes(1000, 50, 8, has_reference=False).resting == 12000
+    both = trainer_bytes(1000, 50, 8, has_reference=False, staged=4000)
+    assert (both.resting, both.training) == (16000, 20000 + both.logits)
 
 
 def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
@@ -239,6 +241,9 @@ def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
         assert number in message
     config.rollout.server.memory_fraction = 0.77
     check_memory_budget(config, trainer, 80 * gib)
+    staged = trainer_bytes(15 * 10**8, 150_000, chunk_tokens=1024, has_reference=False, staged=6 * 10**9)
+    with pytest.raises(ConfigError, match=r"trainer's 22\.4 GiB \(parameters, Adam, reference, staged weights\)"):
+        check_memory_budget(config, staged, 80 * gib)
     with pytest.raises(ConfigError, match=r"a training step needs 24\.1 GiB .*device has 24\.0 GiB"):
         check_memory_budget(config, trainer, 24 * gib)
 
