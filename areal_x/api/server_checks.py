@@ -20,6 +20,7 @@ _WAYS = ("auto", "cuda_ipc", "disk", "gloo", "nccl", "shared_memory")
 _LAUNCH_KEYS = ("python", "num_servers", "tensor_parallel", "gpus", "host", "port", "public", "args", "env")
 """Keys of ``rollout.server`` that say how servers are started."""
 _OWN_FLAGS = {
+    "--admin-api-key": "rollout.server.api_key_env",
     "--api-key": "rollout.server.api_key_env",
     "--host": "rollout.server.host",
     "--model-path": "model.path",
@@ -243,7 +244,7 @@ def _check_ways(config: ExperimentConfig) -> None:
 
 def _check_flags(server: ServerConfig) -> None:
     for flag in server.args:
-        name = flag.partition("=")[0]
+        name = flag.partition("=")[0].replace("_", "-")  # Servers take both.
         if name in _OWN_FLAGS:
             # The value of --api-key would be a secret.
             raise ConfigError(f"rollout.server.args holds {name}; say it with {_OWN_FLAGS[name]}")

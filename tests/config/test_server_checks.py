@@ -127,9 +127,10 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, changes: di
     assert "s3cret" not in str(caught.value) and "api_key_env" in str(caught.value)
 
 
-def test_a_key_among_the_flags_is_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds --api-key; say it with rollout\.server\.api_key_env") as caught:
-        check_config(made(tmp_path, {"server.args": ["--api-key=s3cret"]}))
+@pytest.mark.parametrize("flag", ["--api-key=s3cret", "--api_key=s3cret", "--admin-api-key=s3cret"])
+def test_a_key_among_the_flags_is_not_repeated(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(ConfigError, match=r"holds --(admin-)?api-key; say .* rollout\.server\.api_key_env") as caught:
+        check_config(made(tmp_path, {"server.args": [flag]}))
     assert "s3cret" not in str(caught.value)
 
 

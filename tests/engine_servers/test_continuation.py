@@ -226,7 +226,7 @@ def finished(token: int, logprob: float) -> Completion:
     return completion
 
 
-@pytest.mark.parametrize("token", [-1, VOCAB, 2**40])
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**40, 2**80])
 def test_ids_outside_the_vocabulary_are_errors(token: int) -> None:
     with pytest.raises(ServerError, match=f"sampled id {token}, outside"):
         finished(token, -1.0).response(VOCAB, False, 0.0, 1.0)

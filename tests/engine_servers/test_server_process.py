@@ -208,3 +208,12 @@ async def test_variables_of_the_servers_python_do_not_reach_the_guardian(tmp_pat
     (tmp_path / "areal_x.py").write_text("raise SystemExit('wrong module')")
     process = python("print('fine')", tmp_path / "log", PYTHONPATH=str(tmp_path))
     assert await process.wait() == 0 and process.tail() == "fine"
+
+
+def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    log_path = tmp_path / "server.log"
+    log_path.symlink_to("/dev/full")
+    with pytest.raises(EngineError, match=r"server\.log, the log of a server.*No space left.*free some space"):
+        ServerProcess(["/bin/sleep", "60"], {}, log_path)
+    with pytest.raises(EngineError, match="Not a directory"):
+        ServerProcess(["/bin/sleep", "60"], {}, log_path / "below" / "it.log")

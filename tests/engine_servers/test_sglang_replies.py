@@ -203,6 +203,13 @@ def test_an_aborted_request_without_logprobs_keeps_what_it_surely_has() -> None:
         (message([A, B], 2, reason=LENGTH, spans=[("3", 0, 1), ("4", 2, 2)]), "version spans"),
         (message([A], 1, reason={"type": "stop", "matched": "NaN happened"}, spans=[("3", 0, 1)]), "not numbers"),
         (message([A], 1, reason={"type": "thunder"}, spans=[("3", 0, 1)]), "'thunder'"),
+        (message([A], 1, reason={"type": ["stop"]}, spans=[("3", 0, 1)]), "not what version 0.5.23 sends"),
+        (message([A], 1, reason={"type": "abort", "status_code": "many"}), "not what version 0.5.23 sends"),
+        (message([A], 1, completion_tokens=math.inf), "not what version 0.5.23 sends"),
+        (message([A], 1, output_token_logprobs=[[]]), "not what version 0.5.23 sends"),
+        (message([A], 1, reason=LENGTH, spans=[("--5", 0, 1)]), "before it served"),
+        (message([A], 1, reason=LENGTH, spans=[("\u00b2", 0, 1)]), "before it served"),
+        (b"[" * 100_000, "not what version 0.5.23 sends"),
     ],
 )
 def test_what_cannot_be_is_an_error(bad: bytes, words: str) -> None:

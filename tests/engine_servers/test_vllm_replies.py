@@ -120,6 +120,12 @@ def test_an_abort_before_the_first_token_has_no_versions() -> None:
         (b"[]", "not what version 0.32 sends"),
         (b"{", "not what version 0.32 sends"),
         (b'{"choices": [{"token_ids": "x"}]}', "not what version 0.32 sends"),
+        (message([(1, -2.0)]).replace(b'"token_ids": [1]', b'"token_ids": [1e999]'), "not what version 0.32 sends"),
+        (b"[" * 100_000, "not what version 0.32 sends"),
+        (message([(1, -2.0)], ["stop"], [("3", 0, 1)]), "ended the request with"),  # type: ignore[arg-type]
+        (message([(1, -2.0)], "stop", [("--5", 0, 1)]), "version spans"),
+        (message([(1, -2.0)], "stop", [("\u00b2", 0, 1)]), "version spans"),
+        (message([(1, -2.0)], "stop", [("9" * 5000, 0, 1)]), "version spans"),
     ],
 )
 def test_what_cannot_be_is_an_error(sent: bytes, words: str) -> None:
@@ -291,3 +297,12 @@ async def test_a_server_that_sleeps_gets_its_cache_before_it_goes_on() -> None:
         asked.clear()
         await VllmDialect().wake_up(server)
         assert [(path, query) for path, query, _ in asked] == [("/wake_up", "tags=weights")]
+
+
+@pytest.mark.parametrize("nonsense", ["<html>", {}, [], None])
+async def test_answers_that_vllm_never_gives_are_refusals(nonsense: Any) -> None:
+    order = {"way": "disk", "path": "/nowhere"}
+    async with fake({"/is_paused": (200, nonsense), "/is_sleeping": (200, nonsense)}) as server:
+        for call in (VllmDialect().load(server, order, 1, "recompute"), VllmDialect().resume(server)):
+            with pytest.raises(ServerError, match=r"does not answer as vLLM 0\.32 does.*rollout\.base_urls"):
+                await call

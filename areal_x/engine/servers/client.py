@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -18,6 +19,10 @@ _EVENT_PREFIX = b"data:"
 _LAST_EVENT = b"[DONE]"
 _PLAIN = "application/json"
 _READ_BYTES = 2**20
+# Far above anything that a server has to say in one reply or one message.
+_MAX_REPLY_BYTES = 2**25
+_END_SECONDS = 1.0
+_TOO_LONG = f"it sent more than {_MAX_REPLY_BYTES // 2**20} MiB, which no server has to say"
 # Servers close a connection that was idle for 5 s unless told otherwise; a request sent on it just then would break.
 _IDLE_SECONDS = 4.0
 # aiohttp raises a bare RuntimeError for what is read from a connection that was closed a moment before.
@@ -40,6 +45,7 @@ class ServerClient:
         self.base_url = base_url.rstrip("/")
         self.model_name = model_name
         self._timeout = call_timeout_seconds
+        self._key = api_key
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._streams: aiohttp.ClientSession | None = None
         self._calls: aiohttp.ClientSession | None = None
@@ -102,18 +108,21 @@ class ServerClient:
                     method, self.base_url + path, json=body, params=query, allow_redirects=False
                 ) as reply,
             ):
-                text = await reply.text()
-                status = reply.status
+                text = await _text(reply)
+                if reply.status != 200:
+                    raise self._refusal(path, reply, text)
         except TimeoutError as error:
             raise ServerLostError(f"{self.base_url}{path} did not answer within {seconds:g} s") from error
-        except _BROKEN as error:
+        except (*_BROKEN, ValueError) as error:
             raise ServerLostError(f"{self.base_url}{path}: {_words(error)}") from error
-        if status != 200:
-            raise ServerError(f"{self.base_url}{path} answered {status}: {_said(text)}", status)
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+        return _value(text)
+
+    def _refusal(self, path: str, reply: aiohttp.ClientResponse, text: str) -> ServerError:
+        # Some servers repeat the key that they refuse.
+        said = _said(text.replace(self._key, "(the key)") if self._key else text)
+        if 300 <= reply.status < 400:
+            said = f"it leads elsewhere ({reply.headers.get('Location', '')[:_MAX_ERROR_TEXT]}), where nothing is sent"
+        return ServerError(f"{self.base_url}{path} answered {reply.status}: {said}", reply.status)
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """The ``data:`` messages of a streamed reply as they come, without the last ``[DONE]``; a plain reply whole.
@@ -126,13 +135,13 @@ class ServerClient:
             async with self._open(keep_alive=True).post(
                 self.base_url + path, json=body, allow_redirects=False
             ) as reply:
-                if reply.status != 200:
-                    text = await reply.text()
-                    raise ServerError(f"{self.base_url}{path} answered {reply.status}: {_said(text)}", reply.status)
                 self._replies.add(reply)
                 try:
+                    if reply.status != 200:
+                        async with asyncio.timeout(self._timeout):
+                            raise self._refusal(path, reply, await _text(reply))
                     if reply.content_type == _PLAIN:
-                        yield await reply.read()
+                        yield await _read(reply)
                         return
                     rest = b""
                     while chunk := await reply.content.readany():
@@ -142,9 +151,13 @@ class ServerClient:
                                 message = line[len(_EVENT_PREFIX) :].strip()
                                 if message == _LAST_EVENT:
                                     # Read to its end, a reply leaves its connection open for the next request.
-                                    await reply.content.read()
+                                    with contextlib.suppress(TimeoutError):
+                                        async with asyncio.timeout(_END_SECONDS):
+                                            await _read(reply)
                                     return
                                 yield message
+                        if len(rest) > _MAX_REPLY_BYTES:
+                            raise ValueError(_TOO_LONG)
                 finally:
                     self._replies.discard(reply)
         except (*_BROKEN, ValueError) as error:
@@ -164,16 +177,41 @@ class ServerClient:
         self._streams = self._calls = None
 
 
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    """All of a reply that has an end.
+
+    Raises:
+        ValueError: it goes on and on.
+    """
+    chunks: list[bytes] = []
+    num_bytes = 0
+    while chunk := await reply.content.readany():
+        chunks.append(chunk)
+        num_bytes += len(chunk)
+        if num_bytes > _MAX_REPLY_BYTES:
+            raise ValueError(_TOO_LONG)
+    return b"".join(chunks)
+
+
+async def _text(reply: aiohttp.ClientResponse) -> str:
+    return (await _read(reply)).decode("utf-8", "replace")
+
+
+def _value(text: str) -> Any:
+    """The JSON in a text, or the text if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
 def _said(text: str) -> str:
     """What a server says in an error, without the JSON around it."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = text
+    found = _value(text)
     for key in ("error", "message", "detail"):
         if isinstance(found, dict):
             found = found.get(key, found)

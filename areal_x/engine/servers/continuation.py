@@ -221,11 +221,11 @@ class Completion:
             ServerError: an id is outside the vocabulary, or a log-probability is no finite number.
         """
         assert self.stop_reason is not None
-        output_ids = np.array(self.token_ids, dtype=np.int64)
-        logprobs = np.array(self._logprobs, dtype=np.float32)
-        if len(output_ids) and not 0 <= output_ids.min() <= output_ids.max() < vocab_size:
-            bad = next(token for token in self.token_ids if not 0 <= token < vocab_size)
+        bad = next((token for token in self.token_ids if not 0 <= token < vocab_size), None)
+        if bad is not None:
             raise ServerError(f"it sampled id {bad}, outside the model's vocabulary of {vocab_size}")
+        output_ids = np.array(self.token_ids, dtype=np.int32)
+        logprobs = np.array(self._logprobs, dtype=np.float32)
         fine = np.isfinite(logprobs) | np.isnan(logprobs) if allow_nan else np.isfinite(logprobs)
         if not fine.all():
             place = int(np.flatnonzero(~fine)[0])
@@ -233,7 +233,7 @@ class Completion:
         return ModelResponse(
             self.request.request_id,
             self.request.input_ids,
-            output_ids.astype(np.int32),
+            output_ids,
             logprobs,
             self._spans,
             self.stop_reason,

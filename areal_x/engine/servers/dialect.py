@@ -7,6 +7,8 @@ A dialect holds no state of a server. ``server`` below is the ``ServerClient`` o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from areal_x.engine.servers.client import ServerClient
 
 __all__ = [
+    "UNREADABLE",
     "Finish",
     "KvOnUpdate",
     "Piece",
@@ -25,7 +28,11 @@ __all__ = [
     "ServerError",
     "ServerFacts",
     "ServerLostError",
+    "understood",
 ]
+
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a reply raises that is not what it should be."""
 
 KvOnUpdate = Literal["recompute", "keep", "abort"]
 
@@ -40,6 +47,17 @@ class ServerError(EngineError):
 
 class ServerLostError(EngineError):
     """A server did not answer: its process ended, its connection broke, or its time was up."""
+
+
+@contextmanager
+def understood(server: ServerClient, kind: str) -> Iterator[None]:
+    """Replies that are read in here and are not what a server of this kind sends are a ``ServerError``."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ServerError(
+            f"{server.base_url} does not answer as {kind} does ({error!r:.200}); check rollout.base_urls"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from io import BufferedWriter
 from pathlib import Path
 
 import areal_x
@@ -50,17 +51,13 @@ class ServerProcess:
         self.log_path = log_path
         self._status: int | None = None
         self._heard = ""
-        log_path.parent.mkdir(parents=True, exist_ok=True)
         self._control, theirs = socket.socketpair()
         root = Path(areal_x.__file__).resolve().parent.parent
         # Isolated: what is set for the server's Python must not reach the guardian's.
         code = (
             f"import sys; sys.path.insert(0, {str(root)!r})\nfrom areal_x.engine.servers.guardian import main; main()"
         )
-        with theirs, log_path.open("ab") as log:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            log.write(f"\n==== {stamp} {shlex.join(argv)}\n".encode())
-            log.flush()
+        with theirs, _opened(log_path, argv) as log:
             self._log_start = log.tell()
             fds = ",".join(map(str, pass_fds))
             self._guardian = subprocess.Popen(
@@ -171,3 +168,21 @@ class ServerProcess:
     def _order(self, order: str) -> None:
         with contextlib.suppress(OSError):
             self._control.send(f"{order}\n".encode())
+
+
+def _opened(log_path: Path, argv: Sequence[str]) -> BufferedWriter:
+    """The log, at whose end it says when and what was started."""
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = log_path.open("ab")
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(log.close)
+            log.write(f"\n==== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(argv)}\n".encode())
+            log.flush()
+            on_error.pop_all()
+        return log
+    except OSError as error:
+        raise EngineError(
+            f"{log_path}, the log of a server, cannot be written: {error.strerror}; free some space, or see to whom "
+            "the folder belongs"
+        ) from error

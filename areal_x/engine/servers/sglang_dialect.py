@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from areal_x.api.errors import RequestError
 from areal_x.api.records import ModelRequest, SamplingParams
-from areal_x.engine.servers.dialect import KvOnUpdate, ReplyReader, ServerDialect, ServerError, ServerFacts
+from areal_x.engine.servers.dialect import (
+    KvOnUpdate,
+    ReplyReader,
+    ServerDialect,
+    ServerError,
+    ServerFacts,
+    understood,
+)
 from areal_x.engine.servers.sglang_command import SPARE_CONTEXT
 from areal_x.engine.servers.sglang_reply import SglangReply
 
@@ -32,6 +39,7 @@ __all__ = ["SglangDialect"]
 
 _MAX_SEED = 2**63 - 1
 _ID_END = "\x1f"
+_KIND = "SGLang 0.5.23"
 _MAX_EXPRESSION_BYTES = 256
 _ROUTES = (
     "/pause_generation",
@@ -192,7 +200,9 @@ class SglangDialect(ServerDialect):
         # Requests of the adapter that is replaced end with what they have, or its unloading would wait for them.
         await self.pause(server, "abort")
         loaded = await server.get("/v1/models")
-        if any(card["id"] == order["name"] for card in loaded["data"]):
+        with understood(server, _KIND):
+            is_there = any(card["id"] == order["name"] for card in loaded["data"])
+        if is_there:
             await server.post("/unload_lora_adapter", {"lora_name": order["name"]})
         await server.post("/load_lora_adapter", {"lora_name": order["name"], "lora_path": order["path"]})
         await self.set_version(server, version)

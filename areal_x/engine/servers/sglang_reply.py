@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Literal
 
-from areal_x.engine.servers.dialect import Finish, Piece, ServerError
+from areal_x.engine.servers.dialect import UNREADABLE, Finish, Piece, ServerError
 
 __all__ = ["SglangReply"]
 
 _FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
+_VERSION = re.compile(r"-?[0-9]{1,18}")
 _NAN_STOP = "NaN happened"
 
 
@@ -40,12 +42,13 @@ class SglangReply:
                 (int(span["start"]), int(span["end"]), str(span["version"]))
                 for span in info.get("weight_versions") or ()
             ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ServerError(f"a reply of SGLang is not what version 0.5.23 sends: {error!r}") from error
+            ended = None if reason is None else _finish(reason)
+        except UNREADABLE as error:
+            raise ServerError(f"a reply of SGLang is not what version 0.5.23 sends: {error!r:.200}") from error
         self._num_tokens = total
-        if reason is None:
+        if ended is None:
             return Piece(ids, logprobs) if ids else None
-        return Piece(ids, logprobs, Finish(_finish(reason), _checked_spans(spans, total)))
+        return Piece(ids, logprobs, Finish(ended, _checked_spans(spans, total)))
 
     def _new_tokens(
         self, output_ids: list[int], entries: list[list[Any]] | None, total: int
@@ -85,7 +88,7 @@ def _checked_spans(spans: list[tuple[int, int, str]], num_tokens: int) -> list[t
     checked: list[tuple[int, int, int]] = []
     end = 0
     for start, stop, version in spans:
-        if start != end or not version.lstrip("-").isdigit():
+        if start != end or not _VERSION.fullmatch(version):
             raise ServerError(
                 f"SGLang sent the version spans {spans}; was the server given a version before it served?"
             )

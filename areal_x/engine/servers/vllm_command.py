@@ -6,6 +6,7 @@ only. ``vllm_key_guard`` guards the rest, above all the routes of the developmen
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -159,7 +160,8 @@ def worker_import_folder() -> Path:
     package = Path(__file__).resolve().parents[2]
     name = sha256(str(package).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"areal_x-imports-{os.getuid()}-{name}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ConfigError(f"{folder} is not a private folder of this user; remove it")

@@ -11,12 +11,14 @@ Facts of vLLM 0.32.0 that the code rests on:
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 from areal_x.api.records import ModelRequest
 from areal_x.engine.servers.dialect import (
+    UNREADABLE,
     Finish,
     KvOnUpdate,
     Piece,
@@ -24,6 +26,7 @@ from areal_x.engine.servers.dialect import (
     ServerDialect,
     ServerError,
     ServerFacts,
+    understood,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ __all__ = ["VllmDialect", "VllmReply"]
 
 _GENERATE = "/inference/v1/generate"
 _ID_PREFIX = "generate-tokens-"
+_KIND = "vLLM 0.32"
+_VERSION = re.compile(r"-?[0-9]{1,18}")
 _NO_LOGPROB = -9999.0
 _FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
 _MAX_SEED = 2**63 - 1
@@ -131,7 +136,9 @@ class VllmDialect(ServerDialect):
         # and after ``sleep``. In an update, each call waits behind the requests in flight.
         if server not in self._awake:
             state = await server.get("/is_sleeping")
-            if state["is_sleeping"]:
+            with understood(server, _KIND):
+                is_asleep = state["is_sleeping"]
+            if is_asleep:
                 await server.post("/wake_up", tags="kv_cache")
         await server.post("/resume")
         self._awake.add(server)
@@ -147,7 +154,9 @@ class VllmDialect(ServerDialect):
             ServerError: also when the server is not paused, where a forward pass could meet half the weights.
         """
         state = await server.get("/is_paused")
-        if not state["is_paused"]:
+        with understood(server, _KIND):
+            is_paused = state["is_paused"]
+        if not is_paused:
             raise ServerError(f"{server.base_url} is not paused; weights are only loaded by a paused server")
         if order["way"] == "lora":
             await _load_adapter(server, order["name"], order["path"])
@@ -199,8 +208,8 @@ class VllmReply:
                 (int(span["start"]), int(span["end"]), str(span["version"]))
                 for span in choice.get("weight_versions") or ()
             ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ServerError(f"a reply of vLLM is not what version 0.32 sends: {error!r}") from error
+        except UNREADABLE as error:
+            raise ServerError(f"a reply of vLLM is not what version 0.32 sends: {error!r:.200}") from error
         if len(logprobs) != len(ids):
             raise ServerError(f"vLLM sent {len(ids)} tokens with {len(logprobs)} log-probabilities")
         if any(not _NO_LOGPROB < value <= 1e-3 for value in logprobs):
@@ -208,7 +217,7 @@ class VllmReply:
         self._num_tokens += len(ids)
         if reason is None:
             return Piece(ids, logprobs)
-        if reason not in _FINISHES:
+        if str(reason) not in _FINISHES:
             raise ServerError(f"vLLM ended the request with {reason!r}")
         return Piece(ids, logprobs, Finish(_FINISHES[reason], _checked_spans(spans, self._num_tokens)))
 
@@ -218,7 +227,7 @@ def _checked_spans(spans: list[tuple[int, int, str]], num_tokens: int) -> list[t
     checked: list[tuple[int, int, int]] = []
     end = 0
     for start, stop, version in spans:
-        if start != end or not version.lstrip("-").isdigit():
+        if start != end or not _VERSION.fullmatch(version):
             raise ServerError(f"vLLM sent the version spans {spans}; was the server given a version before it served?")
         if stop > start:
             checked.append((start, stop, int(version)))
@@ -267,7 +276,9 @@ async def _has_extension(server: ServerClient) -> bool:
 async def _load_adapter(server: ServerClient, name: str, path: str) -> None:
     """Load an adapter, or put it in the place of the one of this name."""
     listed = await server.get("/v1/models")
-    if any(card["id"] == name for card in listed["data"]):
+    with understood(server, _KIND):
+        is_there = any(card["id"] == name for card in listed["data"])
+    if is_there:
         await server.post("/collective_rpc", {"method": "areal_x_swap_adapter", "args": [name, path]})
     else:
         await server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -277,7 +288,8 @@ async def _reload_from_disk(server: ServerClient, path: str) -> None:
     """Load on a server that somebody else started without this library's extension."""
     if _ties_embeddings(Path(path)):
         info = await server.get("/server_info", config_format="json")
-        device = info["vllm_config"]["device_config"]["device"]
+        with understood(server, _KIND):
+            device = info["vllm_config"]["device_config"]["device"]
         if device == "cpu":
             raise ServerError(
                 f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
