@@ -266,6 +266,21 @@ async def test_a_server_that_cannot_be_started_again_says_why() -> None:
             await engine.agenerate(request())
 
 
+async def test_a_server_that_cannot_be_ended_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, notices = (FakeLaunch(), FakeLaunch()), list[str]()
+
+    async def stop(grace_seconds: float) -> None:
+        raise EngineError("server process 1 did not end")
+
+    async with running(*launches, notify=notices.append) as engine:
+        monkeypatch.setattr(launches[0].processes[-1], "stop", stop)
+        await launches[0].kill()
+        await until(lambda: bool(notices))
+        assert notices[0].endswith("it is not started again: server process 1 did not end")
+        check_all(await asyncio.gather(*send(engine, 8)), 40)
+        assert len(launches[0].servers) == 1
+
+
 async def test_a_server_of_somebody_else_comes_back() -> None:
     launch, transport = FakeLaunch(restarts=False, delay=0.003), FakeTransport()
     other = FakeLaunch(delay=0.003)

@@ -146,7 +146,12 @@ class Recovery:
         pause = _FIRST_PAUSE
         while True:
             await replica.lost.wait()
-            await replica.stop(0.0)
+            try:
+                await replica.stop(0.0)
+            except EngineError as error:
+                # What it holds, a device above all, is not free for another one; the other servers go on.
+                settings.notify(f"{_first_line(replica.cause)}; it is not started again: {error}")
+                return
             if replica.launch.restarts:
                 if replica.num_restarts == settings.max_restarts:
                     settings.notify(f"{_first_line(replica.cause)}; it is not started again")
