@@ -82,9 +82,10 @@ def fresh(attached: Attached) -> Policy:
 
 @pytest.mark.parametrize("kv_on_update", ["recompute", "abort", "keep"])
 async def test_requests_in_flight_go_on(attached: Attached, kv_on_update: str) -> None:
+    # The same prompts for all engines: what one of them left in the server's cache must not reach the next.
     rng = np.random.default_rng(2)
     requests = [
-        request(rng.integers(2, VOCAB, 1 + i), max_new_tokens=200, temperature=(1.0, 0.7)[i % 2], seed=i)
+        request(rng.integers(2, VOCAB, 1 + 4 * i), max_new_tokens=200, temperature=(1.0, 0.7)[i % 2], seed=i)
         for i in range(NUM_SLOTS)
     ]
     async with engine_on(attached, fresh(attached), kv_on_update, kv_on_update=kv_on_update) as running:

@@ -39,6 +39,7 @@ __all__ = ["SglangDialect"]
 
 _MAX_SEED = 2**63 - 1
 _ID_END = "\x1f"
+_FLUSH_SECONDS = "30"
 _KIND = "SGLang 0.5.23"
 _MAX_EXPRESSION_BYTES = 256
 _ROUTES = (
@@ -128,7 +129,13 @@ class SglangDialect(ServerDialect):
                 error.status,
             ) from error
         listed = await server.get("/v1/models")
-        (card, *_) = (card for card in listed["data"] if not card.get("parent"))
+        models = [card for card in listed["data"] if not card.get("parent")]
+        card = next((card for card in models if server.model_name in ("", card["id"])), None)
+        if card is None:
+            names = ", ".join(card["id"] for card in models)
+            raise ServerError(
+                f"{server.base_url} serves no model {server.model_name!r}, but {names}; set rollout.server.model_name"
+            )
         length = card.get("max_model_len")
         return ServerFacts(card["id"], None if length is None else length - SPARE_CONTEXT)
 
@@ -205,12 +212,13 @@ class SglangDialect(ServerDialect):
         if is_there:
             await server.post("/unload_lora_adapter", {"lora_name": order["name"]})
         await server.post("/load_lora_adapter", {"lora_name": order["name"], "lora_path": order["path"]})
-        await self.set_version(server, version)
+        await _stamp(server, version)
 
     async def set_version(self, server: ServerClient, version: int) -> None:
         """See ``ServerDialect.set_version``."""
-        # Its default ends every request in flight.
-        await server.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+        # Prefixes of whatever weights it had before it was ours; requests that nobody awaits end first.
+        await server.post("/flush_cache", timeout=_FLUSH_SECONDS)
+        await _stamp(server, version)
 
     async def sleep(self, server: ServerClient) -> None:
         """See ``ServerDialect.sleep``. Requests in flight are computed again afterwards."""
@@ -257,3 +265,8 @@ def _stop_expression(text: str, request_id: str) -> str:
             f"{_MAX_EXPRESSION_BYTES} bytes at most, so shorten it to its beginning"
         )
     return expression
+
+
+async def _stamp(server: ServerClient, version: int) -> None:
+    # Its default ends every request in flight.
+    await server.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
