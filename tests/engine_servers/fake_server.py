@@ -240,9 +240,6 @@ class FakeDialect(ServerDialect):
     async def facts(self, server: ServerClient) -> ServerFacts:
         return ServerFacts("fake", **await server.post("/tell/facts", {}))
 
-    async def abort(self, server: ServerClient, request_id: str) -> None:
-        raise NotImplementedError
-
     async def pause(self, server: ServerClient, kv_on_update: str) -> None:
         await server.post("/tell/pause", {"kv_on_update": kv_on_update})
 

@@ -279,28 +279,6 @@ async def test_a_stop_string_that_the_model_spells_in_small_pieces_is_found(
     assert found.stop_reason == "stop" and text_of(found).endswith(served.one_token)
 
 
-async def test_an_abort_gives_what_there_is_and_ends_no_other_request(client: ServerClient, served: Served) -> None:
-    first = await started(client, "request-1", max_new_tokens=400)
-    second = await started(client, "request-10", max_new_tokens=200)
-    await DIALECT.abort(client, "request-1")
-    response = await first
-    assert response.stop_reason == "abort" and 20 <= len(response.output_ids) < 400
-    served.policy.assert_exact(response)
-    assert len((await second).output_ids) == 200
-    await DIALECT.abort(client, "request-1")
-
-
-async def test_an_abort_while_paused_ends_at_once(client: ServerClient, served: Served) -> None:
-    task = await started(client, "held", max_new_tokens=400)
-    await DIALECT.pause(client, "recompute")
-    await DIALECT.abort(client, "held")
-    async with asyncio.timeout(10):
-        response = await task
-    assert response.stop_reason == "abort" and len(response.output_ids) >= 20
-    served.policy.assert_exact(response)
-    await DIALECT.resume(client)
-
-
 async def test_a_request_that_is_left_frees_its_slot(client: ServerClient) -> None:
     task = await started(client, "left", max_new_tokens=400)
     task.cancel()

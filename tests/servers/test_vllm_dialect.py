@@ -151,25 +151,6 @@ async def test_an_id_outside_the_vocabulary_is_refused_in_words(untied: Served) 
     assert caught.value.status == 400
 
 
-async def test_a_bare_request_id_aborts_nothing(untied: Served) -> None:
-    task = await untied.in_flight("bare")
-    await untied.client.post("/abort_requests", {"request_ids": ["bare"]})
-    response = await task
-    assert response.stop_reason == "length" and len(response.output_ids) == 400
-
-
-async def test_an_abort_keeps_what_was_sampled(untied: Served) -> None:
-    for attempt in range(10):
-        task = await untied.in_flight(f"whole{attempt}")
-        await untied.dialect.abort(untied.client, f"whole{attempt}")
-        response = await task
-        untied.policy.assert_exact(response)
-        if response.stop_reason == "abort":
-            break
-    assert response.stop_reason == "abort" and 0 < len(response.output_ids) < 400
-    await untied.dialect.abort(untied.client, f"whole{attempt}")
-
-
 async def test_an_update_of_a_running_server_is_refused(untied: Served) -> None:
     version = untied.version
     order = dict(untied.transport.load_order()) if untied.transport.version is not None else {"way": "shared_memory"}

@@ -6,6 +6,7 @@ A dialect holds no state of a server. ``server`` below is the ``ServerClient`` o
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from areal_x.engine.servers.client import ServerClient
 
 __all__ = [
+    "FINISHES",
     "UNREADABLE",
     "Finish",
     "KvOnUpdate",
@@ -28,6 +30,7 @@ __all__ = [
     "ServerError",
     "ServerFacts",
     "ServerLostError",
+    "read_spans",
     "understood",
 ]
 
@@ -35,6 +38,10 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 """What reading a reply raises that is not what it should be."""
 
 KvOnUpdate = Literal["recompute", "keep", "abort"]
+
+FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
+"""Words of both servers for how a request ended."""
+_VERSION = re.compile(r"-?[0-9]{1,18}")
 
 
 class ServerError(EngineError):
@@ -78,6 +85,24 @@ class Finish:
     spans: list[tuple[int, int, int]]
 
 
+def read_spans(sent: Any, kind: str) -> list[tuple[int, int, int]]:
+    """The version spans of a server's last message, without empty ones. Whether they fit the tokens is checked where
+    these are complete (``continuation.checked_spans``).
+
+    Raises:
+        ServerError: they are no spans, or a version is no number.
+    """
+    try:
+        spans = [(int(span["start"]), int(span["end"]), str(span["version"])) for span in sent or ()]
+    except UNREADABLE as error:
+        raise ServerError(f"{kind} sent the version spans {sent!r:.200} ({error!r:.200})") from error
+    if not all(_VERSION.fullmatch(version) for _, _, version in spans):
+        raise ServerError(
+            f"{kind} sent the version spans {spans!r:.200}; was the server given a version before it served?"
+        )
+    return [(start, end, int(version)) for start, end, version in spans if start != end]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What one message of a reply adds: new tokens, their log-probabilities, and at the end how it ended."""
@@ -101,7 +126,10 @@ class ReplyReader(Protocol):
 
 
 class ServerDialect(ABC):
-    """One kind of server. Log-probabilities are those of the distribution that was sampled from."""
+    """One kind of server. Log-probabilities are those of the distribution that was sampled from.
+
+    A request whose stream is closed ends on the server and frees its slot there.
+    """
 
     name: ClassVar[str]
     """As in ``rollout.engine``."""
@@ -129,10 +157,6 @@ class ServerDialect(ABC):
         Raises:
             ServerError: a route is missing; the message names the flag or variable to start the server with.
         """
-
-    @abstractmethod
-    async def abort(self, server: ServerClient, request_id: str) -> None:
-        """End one request and free its slot; fine when it has ended."""
 
     @abstractmethod
     async def pause(self, server: ServerClient, kv_on_update: KvOnUpdate) -> None:

@@ -35,7 +35,6 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     driver = int(sys.argv[2])
-    fds = [int(number) for number in sys.argv[3].split(",") if number]
     driver_end = os.pidfd_open(driver)
     if os.getppid() != driver:
         return  # It died first, and its number may be another's by now.
@@ -44,14 +43,13 @@ def main() -> None:
     child_ended = _on_child_end()
     try:
         server = subprocess.Popen(
-            sys.argv[4:],
+            sys.argv[3:],
             stdin=subprocess.DEVNULL,
-            pass_fds=fds,
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(signal.SIGKILL),
         )
     except OSError as error:
-        control.sendall(f"failed {error.strerror}: {sys.argv[4]}\n".encode())
+        control.sendall(f"failed {error.strerror}: {sys.argv[3]}\n".encode())
         return
     control.sendall(f"started {server.pid}\n".encode())
     _wait_until_over(server, control, driver_end, child_ended)

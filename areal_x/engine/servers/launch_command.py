@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["LaunchCommand", "LaunchSettings"]
+from areal_x.api.errors import ConfigError
+
+__all__ = ["LaunchCommand", "LaunchSettings", "check_quantization"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class LaunchSettings:
     can_sleep: bool = False
     """Colocated with the trainer: it gives its memory back while the trainer works."""
     lora_rank: int = 0
-    """The largest rank of adapters that it serves; 0: none."""
+    """The largest rank of adapters that it serves; 0: none. For programs that publish adapters (``transfer/lora.py``);
+    no setting of a run leads here."""
     trust_remote_code: bool = False
     api_key: str | None = field(default=None, repr=False)
     args: tuple[str, ...] = ()
@@ -45,3 +48,16 @@ class LaunchCommand:
 
     argv: list[str]
     env: dict[str, str] = field(repr=False)
+
+
+def check_quantization(settings: LaunchSettings) -> None:
+    """Refuse eight bits on a CPU.
+
+    Raises:
+        ConfigError: names ``rollout.server.quantization`` and what to do.
+    """
+    if settings.quantization is not None and not settings.gpus:
+        raise ConfigError(
+            f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
+            f"{settings.dtype} on this CPU"
+        )

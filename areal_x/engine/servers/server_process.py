@@ -39,15 +39,12 @@ class ServerProcess:
         argv: the command.
         env: its whole environment; it may hold secrets and is never shown.
         log_path: what it prints is added to this file, after a line that says when and what was started.
-        pass_fds: descriptors that it inherits under their numbers.
 
     Raises:
         EngineError: it could not be started.
     """
 
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], log_path: Path, pass_fds: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
         self.log_path = log_path
         self._status: int | None = None
         self._heard = ""
@@ -59,14 +56,13 @@ class ServerProcess:
         )
         with theirs, _opened(log_path, argv) as log:
             self._log_start = log.tell()
-            fds = ",".join(map(str, pass_fds))
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-c", code, str(theirs.fileno()), str(os.getpid()), fds, *argv],
+                [sys.executable, "-I", "-c", code, str(theirs.fileno()), str(os.getpid()), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(env),
-                pass_fds=(theirs.fileno(), *pass_fds),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
         self._end = os.pidfd_open(self._guardian.pid)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from areal_x.api.errors import ConfigError
+from areal_x.engine.inference.stopping import has_tokenizer
 from areal_x.engine.servers import sglang_start
-from areal_x.engine.servers.launch_command import LaunchCommand, LaunchSettings
+from areal_x.engine.servers.launch_command import LaunchCommand, LaunchSettings, check_quantization
 
 __all__ = ["SPARE_CONTEXT", "sglang_command"]
 
 SPARE_CONTEXT = 8
 """Tokens of context that SGLang keeps for itself: it ends a request so many, or fewer, before its context is full."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _BLOCK = [128, 128]
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -27,11 +27,7 @@ def sglang_command(settings: LaunchSettings) -> LaunchCommand:
         ConfigError: the settings need a GPU, or ``quantization`` is unknown.
     """
     on_cpu = not settings.gpus
-    if on_cpu and settings.quantization is not None:
-        raise ConfigError(
-            f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
-            f"{settings.dtype} on this CPU"
-        )
+    check_quantization(settings)
     if on_cpu and settings.lora_rank:
         raise ConfigError("SGLang serves LoRA adapters on a GPU only; publish whole weights, or use rollout=vllm")
     # ``-P``: the modules beside the script must not shadow the server's.
@@ -62,8 +58,7 @@ def _common_flags(settings: LaunchSettings) -> list[str]:
     flags += ["--log-level-http", "warning", "--decode-log-interval", "1000"]
     if settings.trust_remote_code:
         flags += ["--trust-remote-code"]
-    model = Path(settings.model_path)
-    if model.is_dir() and not any((model / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(settings.model_path):
         flags += ["--skip-tokenizer-init"]
     return flags
 

@@ -59,7 +59,8 @@ class SglangDialect(ServerDialect):
     Truncated sampling (``top_p`` below 1 or ``top_k``) has NaN log-probabilities: SGLang's are those before truncation.
 
     Args:
-        adapter: name of the LoRA adapter that requests are answered by; default: the model itself.
+        adapter: name of the LoRA adapter that requests are answered by, for programs that publish adapters
+            (``transfer/lora.py``); default: the model itself, as in every run.
     """
 
     name = "sglang"
@@ -138,10 +139,6 @@ class SglangDialect(ServerDialect):
             )
         length = card.get("max_model_len")
         return ServerFacts(card["id"], None if length is None else length - SPARE_CONTEXT)
-
-    async def abort(self, server: ServerClient, request_id: str) -> None:
-        """See ``ServerDialect.abort``."""
-        await server.post("/abort_request", {"rid": request_id + _ID_END})
 
     async def pause(self, server: ServerClient, kv_on_update: KvOnUpdate) -> None:
         """See ``ServerDialect.pause``."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any, Literal
 
-from areal_x.engine.servers.dialect import UNREADABLE, Finish, Piece, ServerError
+from areal_x.engine.servers.dialect import FINISHES, UNREADABLE, Finish, Piece, ServerError, read_spans
 
 __all__ = ["SglangReply"]
 
-_FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
-_VERSION = re.compile(r"-?[0-9]{1,18}")
 _NAN_STOP = "NaN happened"
 
 
@@ -38,17 +35,16 @@ class SglangReply:
                 # The tokens of such a message may be those of the one before; nothing tells.
                 total = self._num_tokens
             ids, logprobs = self._new_tokens(found["output_ids"], entries, total)
-            spans = [
-                (int(span["start"]), int(span["end"]), str(span["version"]))
-                for span in info.get("weight_versions") or ()
-            ]
             ended = None if reason is None else _finish(reason)
         except UNREADABLE as error:
             raise ServerError(f"a reply of SGLang is not what version 0.5.23 sends: {error!r:.200}") from error
         self._num_tokens = total
         if ended is None:
             return Piece(ids, logprobs) if ids else None
-        return Piece(ids, logprobs, Finish(ended, _checked_spans(spans, total)))
+        spans = read_spans(info.get("weight_versions"), "SGLang")
+        # An abort may count tokens that were never sent.
+        sent = [(start, min(end, total), version) for start, end, version in spans if start < total]
+        return Piece(ids, logprobs, Finish(ended, sent))
 
     def _new_tokens(
         self, output_ids: list[int], entries: list[list[Any]] | None, total: int
@@ -78,24 +74,6 @@ def _finish(reason: dict[str, Any]) -> Literal["stop", "length", "abort"]:
         raise ServerError(f"SGLang ended the request: {reason.get('message')}", int(reason["status_code"]))
     if reason.get("matched") == _NAN_STOP:
         raise ServerError("SGLang sampled from values that are not numbers; are the weights finite?")
-    if kind not in _FINISHES:
+    if kind not in FINISHES:
         raise ServerError(f"SGLang ended the request with {kind!r}")
-    return _FINISHES[kind]
-
-
-def _checked_spans(spans: list[tuple[int, int, str]], num_tokens: int) -> list[tuple[int, int, int]]:
-    """Spans with numbers as versions that cover all tokens without gaps."""
-    checked: list[tuple[int, int, int]] = []
-    end = 0
-    for start, stop, version in spans:
-        if start != end or not _VERSION.fullmatch(version):
-            raise ServerError(
-                f"SGLang sent the version spans {spans}; was the server given a version before it served?"
-            )
-        stop = min(stop, num_tokens)
-        if stop > start:
-            checked.append((start, stop, int(version)))
-        end = stop
-    if end != num_tokens:
-        raise ServerError(f"SGLang sent version spans {spans} for {num_tokens} tokens")
-    return checked
+    return FINISHES[kind]

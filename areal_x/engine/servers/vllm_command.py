@@ -15,7 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from areal_x.api.errors import ConfigError
-from areal_x.engine.servers.launch_command import LaunchCommand, LaunchSettings
+from areal_x.engine.inference.stopping import has_tokenizer
+from areal_x.engine.servers.launch_command import LaunchCommand, LaunchSettings, check_quantization
 
 __all__ = ["ENGINE_NAME", "vllm_command", "worker_import_folder"]
 
@@ -24,7 +25,6 @@ ENGINE_NAME = "areal_x"
 
 _EXTENSION = "areal_x.engine.transfer.vllm_worker.WorkerExtension"
 _KEY_GUARD = "areal_x.engine.servers.vllm_key_guard.KeyGuard"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -35,11 +35,7 @@ def vllm_command(settings: LaunchSettings) -> LaunchCommand:
         ConfigError: the settings need a GPU, or a quantized model.
     """
     on_cpu = not settings.gpus
-    if on_cpu and settings.quantization is not None:
-        raise ConfigError(
-            f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
-            f"{settings.dtype} on this CPU"
-        )
+    check_quantization(settings)
     argv = [str(settings.python), "-m", "vllm.entrypoints.cli.main", "serve", settings.model_path]
     argv += _common_flags(settings)
     argv += _cpu_flags(settings) if on_cpu else _gpu_flags(settings)
@@ -70,8 +66,7 @@ def _common_flags(settings: LaunchSettings) -> list[str]:
         flags += ["--middleware", _KEY_GUARD]
     if settings.trust_remote_code:
         flags += ["--trust-remote-code"]
-    model = Path(settings.model_path)
-    if model.is_dir() and not any((model / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(settings.model_path):
         flags += ["--skip-tokenizer-init"]
     return flags
 

@@ -2,7 +2,6 @@
 
 Facts of vLLM 0.32.0 that the code rests on:
 
-- a route of administration knows a request as ``generate-tokens-<id>``; the bare id is accepted and ends nothing;
 - ``pause?mode=keep`` preempts what runs and drops its keys and values unless ``clear_cache=false``;
 - ``wake_up`` with all memory resident resumes by itself, so the cache's memory comes back only in ``resume``;
 - a NaN or missing log-probability is sent as -9999.
@@ -11,13 +10,13 @@ Facts of vLLM 0.32.0 that the code rests on:
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from areal_x.api.records import ModelRequest
 from areal_x.engine.servers.dialect import (
+    FINISHES,
     UNREADABLE,
     Finish,
     KvOnUpdate,
@@ -26,6 +25,7 @@ from areal_x.engine.servers.dialect import (
     ServerDialect,
     ServerError,
     ServerFacts,
+    read_spans,
     understood,
 )
 
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["VllmDialect", "VllmReply"]
 
 _GENERATE = "/inference/v1/generate"
-_ID_PREFIX = "generate-tokens-"
 _KIND = "vLLM 0.32"
-_VERSION = re.compile(r"-?[0-9]{1,18}")
 _NO_LOGPROB = -9999.0
-_FINISHES: dict[str, Literal["stop", "length", "abort"]] = {"stop": "stop", "length": "length", "abort": "abort"}
 _MAX_SEED = 2**63 - 1
 _PAUSES: dict[str, dict[str, Any]] = {
     "recompute": {"mode": "keep", "clear_cache": "true"},
@@ -53,7 +50,8 @@ class VllmDialect(ServerDialect):
     """One server of vLLM, 0.32.
 
     Args:
-        adapter: name of the LoRA adapter that requests are answered by; default: the model itself.
+        adapter: name of the LoRA adapter that requests are answered by, for programs that publish adapters
+            (``transfer/lora.py``); default: the model itself, as in every run.
         max_plain_tokens: completions of at most so many tokens are not streamed. Where the server sends no message
             before that, a stream would save nothing but the first token and costs both sides a third more time.
     """
@@ -122,10 +120,6 @@ class VllmDialect(ServerDialect):
         await _probe_generation(server)
         return ServerFacts(named[0]["id"], named[0].get("max_model_len"))
 
-    async def abort(self, server: ServerClient, request_id: str) -> None:
-        """See ``ServerDialect.abort``."""
-        await server.post("/abort_requests", {"request_ids": [_ID_PREFIX + request_id]})
-
     async def pause(self, server: ServerClient, kv_on_update: KvOnUpdate) -> None:
         """See ``ServerDialect.pause``."""
         await server.post("/pause", **_PAUSES[kv_on_update])
@@ -188,9 +182,6 @@ class VllmDialect(ServerDialect):
 class VllmReply:
     """Reads the messages of one streamed reply (see ``ReplyReader``)."""
 
-    def __init__(self) -> None:
-        self._num_tokens = 0
-
     def read(self, message: bytes) -> Piece | None:
         """See ``ReplyReader.read``."""
         try:
@@ -206,37 +197,18 @@ class VllmReply:
             content = choice["logprobs"]["content"] if choice["logprobs"] is not None else []
             logprobs = [float(token["logprob"]) for token in content]
             reason = choice["finish_reason"]
-            spans = [
-                (int(span["start"]), int(span["end"]), str(span["version"]))
-                for span in choice.get("weight_versions") or ()
-            ]
+            spans = choice.get("weight_versions")
         except UNREADABLE as error:
             raise ServerError(f"a reply of vLLM is not what version 0.32 sends: {error!r:.200}") from error
         if len(logprobs) != len(ids):
             raise ServerError(f"vLLM sent {len(ids)} tokens with {len(logprobs)} log-probabilities")
         if any(not _NO_LOGPROB < value <= 1e-3 for value in logprobs):
             raise ServerError(f"vLLM sent a log-probability that is none: {logprobs}; are the weights finite?")
-        self._num_tokens += len(ids)
         if reason is None:
             return Piece(ids, logprobs)
-        if str(reason) not in _FINISHES:
+        if str(reason) not in FINISHES:
             raise ServerError(f"vLLM ended the request with {reason!r}")
-        return Piece(ids, logprobs, Finish(_FINISHES[reason], _checked_spans(spans, self._num_tokens)))
-
-
-def _checked_spans(spans: list[tuple[int, int, str]], num_tokens: int) -> list[tuple[int, int, int]]:
-    """Spans with numbers as versions that cover all tokens without gaps."""
-    checked: list[tuple[int, int, int]] = []
-    end = 0
-    for start, stop, version in spans:
-        if start != end or not _VERSION.fullmatch(version):
-            raise ServerError(f"vLLM sent the version spans {spans}; was the server given a version before it served?")
-        if stop > start:
-            checked.append((start, stop, int(version)))
-        end = stop
-    if end != num_tokens:
-        raise ServerError(f"vLLM sent version spans {spans} for {num_tokens} tokens")
-    return checked
+        return Piece(ids, logprobs, Finish(FINISHES[reason], read_spans(spans, "vLLM")))
 
 
 async def _probe_generation(server: ServerClient) -> None:
