@@ -194,3 +194,44 @@ async def test_sleeping_servers_wake_before_they_load() -> None:
         transport.write(1)
         await Publisher(transport, "recompute").publish(replicas, wake=True)
         assert server.calls == ["sleep", "wake_up", "load", "resume"]
+
+
+class Joinless(FakeTransport):
+    """The trainer joins so many times, and then never."""
+
+    num_joins = 0
+
+    def join(self) -> None:
+        super().join()
+        if len(self.calls) > self.num_joins:
+            raise EngineError("the trainer's part broke")
+
+
+async def test_a_trainer_that_cannot_join_leaves_no_server_paused() -> None:
+    servers, transport = (FakeServer(load_failures=1), FakeServer()), Joinless(collective=True)
+    async with serving(*servers) as replicas:
+        transport.write(1)
+        publisher = Publisher(transport, "recompute")
+        with pytest.raises(EngineError, match="could not join"):
+            await publisher.publish(replicas)
+        assert states(replicas) == ["serving"] * 2, "none was paused yet"
+        transport.num_joins = len(transport.calls) + 1
+        with pytest.raises(EngineError, match="could not join"):
+            await publisher.publish(replicas)
+        assert states(replicas) == ["gone", "serving"]
+        assert "may hold half of version 1" in replicas[0].cause
+
+
+async def test_an_unforeseen_error_in_a_load_leaves_no_server_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def load(*args: object) -> None:
+        raise ValueError("not foreseen")
+
+    servers, transport = (FakeServer(), FakeServer()), FakeTransport()
+    async with serving(*servers) as replicas:
+        transport.write(1)
+        monkeypatch.setattr(replicas[0].dialect, "load", load)
+        with pytest.raises(ValueError, match="not foreseen"):
+            await Publisher(transport, "recompute").publish(replicas)
+        assert states(replicas) == ["gone", "serving"]
+        assert "may hold half of version 1" in replicas[0].cause
+        assert "not foreseen" in replicas[0].cause

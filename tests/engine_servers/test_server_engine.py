@@ -14,6 +14,7 @@ from fake_server import MAX_LENGTH, VOCAB, FakeLaunch, FakeServer, FakeTransport
 
 from areal_x.api.errors import EngineDiedError, EngineError, PromptTooLongError, RequestError
 from areal_x.api.records import ModelRequest, ModelResponse, SamplingParams
+from areal_x.engine.servers import server_engine
 from areal_x.engine.servers.server_engine import ServerEngine
 
 
@@ -113,12 +114,15 @@ async def test_refused_requests_fail_alone() -> None:
         assert engine.counters()["servers_restarted"] == 0
 
 
-async def test_a_server_that_errs_for_a_moment_is_asked_again() -> None:
+async def test_a_server_that_errs_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = FakeLaunch()
     async with running(launch) as engine:
         launch.server.refusals = [500, 503]
+        started = time.monotonic()
         check_response(await engine.agenerate(request()), 40)
+        assert 0.3 <= time.monotonic() - started < 5.0, "0.1 s and 0.2 s between the tries"
         assert engine.counters()["requests_continued"] == 2
+        monkeypatch.setattr(server_engine, "_FIRST_PAUSE", 0.001)
         launch.server.refusals = [500] * 20
         with pytest.raises(EngineError, match=r"8 tries made no token.*answered 500"):
             await engine.agenerate(request())
@@ -140,6 +144,32 @@ async def test_a_killed_server_loses_and_doubles_nothing() -> None:
         await until(lambda: engine.counters()["servers_serving"] == 2)
         assert engine.counters()["servers_restarted"] == 1
         assert engine.counters()["requests_continued"] == 32
+
+
+async def test_a_request_that_ends_every_server_is_given_up() -> None:
+    class Fragile(FakeLaunch):
+        async def __call__(self) -> tuple[str, Any]:
+            started = await super().__call__()
+            stream, self.killing = self.server._stream, asyncio.Event()
+
+            async def stream_or_die(body: dict[str, Any], reply: Any) -> None:
+                if body["input_ids"][0] == 66:
+                    self.killing.set()
+                    self.processes[-1]._ended.set()
+                await stream(body, reply)
+
+            self.server._stream = stream_or_die  # type: ignore[method-assign]
+            return started
+
+    launches = Fragile(), Fragile()
+    async with running(*launches, max_restarts=3) as engine:
+        with pytest.raises(EngineError, match=r"3 servers were lost while they worked on this request") as caught:
+            await asyncio.wait_for(engine.agenerate(request(66)), 20.0)
+        assert not isinstance(caught.value, EngineDiedError)
+        assert str(caught.value).count("was killed by signal 9") == 3
+        check_all(await asyncio.gather(*send(engine, 8)), 40)
+        await until(lambda: engine.counters()["servers_serving"] == 2)
+        assert engine.counters()["servers_restarted"] == 3
 
 
 async def test_broken_connections_of_a_server_that_lives_cost_nothing() -> None:
@@ -241,6 +271,33 @@ async def test_all_servers_gone_ends_the_engine_with_the_cause() -> None:
                 await call()
 
 
+async def test_a_server_that_answers_but_loads_nothing_ends_the_engine() -> None:
+    launch, transport = FakeLaunch(restarts=False), FakeTransport()
+    async with running(launch, transport=transport, all_gone_timeout_seconds=0.8) as engine:
+        await publish(engine, transport, 1)
+        launch.server.load_failures = 10**9
+        await publish(engine, transport, 2)
+        started = time.monotonic()
+        with pytest.raises(EngineDiedError, match=r"no server for 0\.8 s.*half the weights are missing"):
+            await asyncio.wait_for(engine.agenerate(request()), 10.0)
+        assert 0.6 < time.monotonic() - started < 2.0
+        assert launch.server.calls.count("load") <= 1 + 2 * 5, "with growing pauses"
+
+
+async def test_servers_that_are_paused_are_not_gone() -> None:
+    launch, transport = FakeLaunch(delay=0.003), FakeTransport()
+    async with running(launch, transport=transport, all_gone_timeout_seconds=0.4) as engine:
+        tasks = send(engine, 4)
+        launch.server.load_seconds = 0.8
+        await publish(engine, transport, 1)
+        await engine.pause()
+        await launch.kill()
+        await until(lambda: engine.replicas[0].state == "paused" and engine.replicas[0].version == 1)
+        await asyncio.sleep(0.8)
+        await engine.resume()
+        check_all(await asyncio.gather(*tasks), 40)
+
+
 async def test_the_engine_ends_when_no_server_is_started_again() -> None:
     launch = FakeLaunch(delay=0.01)
     async with running(launch, max_restarts=1) as engine:
@@ -299,6 +356,35 @@ async def test_a_server_of_somebody_else_comes_back() -> None:
         check_all(await asyncio.gather(*tasks), 40)
         assert check_all(await asyncio.gather(*send(engine, 8)), 40) == {2}
         assert engine.counters()["servers_restarted"] == 0
+
+
+async def test_a_server_of_somebody_else_gets_whole_weights_before_its_first_token() -> None:
+    launch, transport = FakeLaunch(restarts=False), FakeTransport()
+    async with running(launch, transport=transport) as engine:
+        launch.server.load_failures = 2
+        await publish(engine, transport, 1)
+        assert engine.replicas[0].state == "gone"
+        launch.server.calls.clear()
+        launch.server.refusals = [500]
+        await until(lambda: engine.counters()["servers_serving"] == 1)
+        assert launch.server.calls == ["facts", *["pause", "load", "resume"] * 2], "no first token, so once more"
+        assert [body["id"].startswith("first-token") for body in launch.server.bodies] == [True] * 3
+        assert check_response(await engine.agenerate(request()), 40) == {1}
+
+
+async def test_a_server_that_hangs_at_its_first_token_does_not_serve() -> None:
+    launches, transport = (FakeLaunch(restarts=False), FakeLaunch()), FakeTransport()
+    async with running(*launches, transport=transport, stall_timeout_seconds=0.3) as engine:
+        launches[0].server.load_failures = 2
+
+        async def hang(body: dict[str, Any], reply: Any) -> None:
+            await asyncio.sleep(60.0)
+
+        launches[0].server._stream = hang  # type: ignore[method-assign]
+        await publish(engine, transport, 1)
+        await until(lambda: "made no first token within 0.3 s" in engine.replicas[0].cause)
+        await publish(engine, transport, 2)
+        assert check_all(await asyncio.gather(*send(engine, 8)), 40) == {2}
 
 
 @pytest.mark.parametrize(
@@ -407,7 +493,8 @@ async def test_updates_that_abort_a_request_before_its_first_token_are_not_its_f
         assert engine.counters()["requests_continued"] == 12
 
 
-async def test_kills_during_updates_guess_no_version() -> None:
+async def test_kills_during_updates_guess_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_engine, "_MAX_LOSSES", 99)
     launches, transport = (FakeLaunch(), FakeLaunch()), FakeTransport()
     async with running(*launches, transport=transport, max_restarts=99) as engine:
         tasks = send(engine, 48, max_new_tokens=200)
@@ -526,6 +613,54 @@ async def test_a_sleeping_engine_wakes_with_new_weights() -> None:
         assert len(launch.servers) == 1, "nothing is started while the trainer has the device"
         await engine.wake_up()
         assert check_response(await engine.agenerate(request()), 40) == {2}
+
+
+async def test_servers_lost_in_sleep_are_missed_only_once_awake() -> None:
+    launch, transport = FakeLaunch(), FakeTransport()
+    async with running(launch, transport=transport, all_gone_timeout_seconds=0.3) as engine:
+        await publish(engine, transport, 1)
+        await engine.sleep()
+        await launch.kill()
+        await asyncio.sleep(0.6)
+        await engine.wake_up()
+        assert check_response(await engine.agenerate(request()), 40) == {1}
+        launch.script["ready"] = False
+        await engine.sleep()
+        await launch.kill()
+        await asyncio.sleep(0.6)
+        started = time.monotonic()
+        await engine.wake_up()
+        with pytest.raises(EngineDiedError, match=r"no server for 0\.3 s"):
+            await engine.agenerate(request())
+        assert time.monotonic() - started > 0.25
+
+
+@pytest.mark.parametrize("launch_seconds", [0.0, 0.3])
+async def test_a_server_that_just_starts_gives_its_memory_back(launch_seconds: float) -> None:
+    class Slow(FakeLaunch):
+        async def __call__(self) -> tuple[str, Any]:
+            called.set()
+            await asyncio.sleep(launch_seconds)
+            return await super().__call__()
+
+    called = asyncio.Event()
+    launches, transport = (Slow(), FakeLaunch()), FakeTransport()
+    async with running(*launches, transport=transport, max_restarts=1) as engine:
+        await publish(engine, transport, 1)
+        launches[0].script["ready"] = False
+        called.clear()
+        await launches[0].kill()
+        await called.wait()
+        await until(lambda: launch_seconds > 0 or engine.replicas[0].state == "starting")
+        await engine.sleep()
+        await until(lambda: len(launches[0].servers) == 2 and launches[0].server.is_dead, 2 * launch_seconds + 0.1)
+        launches[0].script["ready"] = True
+        await asyncio.sleep(0.2)
+        assert len(launches[0].servers) == 2
+        await engine.wake_up()
+        await until(lambda: engine.counters()["servers_serving"] == 2)
+        assert engine.counters()["servers_restarted"] == 1
+        assert check_all(await asyncio.gather(*send(engine, 8)), 40) == {1}
 
 
 async def test_engines_without_a_transport_say_so() -> None:

@@ -45,6 +45,7 @@ class Fleet:
     Args:
         launches: one for each server; nothing starts before ``start``.
         admit: gives a server that came back its weights and lets it serve.
+        has_weights: whether there are any to give.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Fleet:
         launches: Sequence[Launch],
         settings: EngineSettings,
         admit: Callable[[Replica], Awaitable[None]],
+        has_weights: Callable[[], bool],
     ) -> None:
         self._settings = settings
-        self.awake = asyncio.Event()
-        """Set while servers may hold memory of the device."""
-        self.awake.set()
+        self._admit = admit
+        self._awake = asyncio.Event()
+        self._awake.set()
         self.replicas = [
             Replica(
                 f"{dialect.name} server {index}",
@@ -73,7 +75,7 @@ class Fleet:
         self.busy = BusyClock()
         self.num_waiting = 0
         """Requests that wait for a server."""
-        self._recovery = Recovery(settings, admit, self.awake)
+        self._recovery = Recovery(settings, self._take_back, self._awake, has_weights)
         self._router = Router()
         self._open: list[Replica] = []
         self._serving = asyncio.Event()
@@ -160,6 +162,17 @@ class Fleet:
 
         await asyncio.gather(*(one(replica) for replica in replicas))
 
+    async def sleep(self, step: Callable[[Replica], Awaitable[None]]) -> None:
+        """Carry out ``step`` on each server, end those that are just starting, and start none before ``wake_up``."""
+        self._awake.clear()
+        await asyncio.gather(self.tell(self.alive, step), self._recovery.stop_starts(self.replicas))
+        self._count()
+
+    def wake_up(self) -> None:
+        """Servers may hold memory of the device again; those that were lost meanwhile are started."""
+        self._awake.set()
+        self._count()
+
     async def close(self) -> None:
         """End all servers that were started here; whoever waits gets ``EngineDiedError``. Safe to call twice."""
         self._die(EngineDiedError("the engine was closed"))
@@ -182,16 +195,32 @@ class Fleet:
         """See ``ReplicaWatcher``."""
         self.busy.set(any(replica.num_running for replica in self._open))
 
+    async def _take_back(self, replica: Replica) -> None:
+        await self._admit(replica)
+        if replica.alive:
+            # It holds its weights, though it may stay paused with the others.
+            self._forget_all_gone()
+
+    def _forget_all_gone(self) -> None:
+        if self._all_gone is not None:
+            self._all_gone.cancel()
+            self._all_gone = None
+
     def _count(self) -> None:
-        """With no server left, begin to wait for one; end the engine when none will come."""
+        """With no server left, begin to wait for one; end the engine when none will come.
+
+        A server that is paused does not end the wait: it may be about to get weights that it cannot load.
+        """
         if self._dead is not None or not self._keepers:
             return
-        if self.alive:
-            if self._all_gone is not None:
-                self._all_gone.cancel()
-                self._all_gone = None
+        if self._open:
+            self._forget_all_gone()
+        elif self.alive:
+            pass
         elif all(keeper.done() for keeper in self._keepers):
             self._die(self._gone_error("every server is gone and none is started again"))
+        elif not self._awake.is_set():
+            self._forget_all_gone()
         elif self._all_gone is None:
             seconds = self._settings.all_gone_timeout_seconds
             self._all_gone = asyncio.get_running_loop().call_later(seconds, self._on_all_gone)
@@ -220,8 +249,7 @@ class Fleet:
         if self._dead is not None:
             return
         self._dead = error
-        if self._all_gone is not None:
-            self._all_gone.cancel()
+        self._forget_all_gone()
         self._serving.set()
         self._stopping = asyncio.get_running_loop().create_task(self._stop_all(), name="end of all servers")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from areal_x.api.errors import EngineError
@@ -34,6 +35,8 @@ class Publisher:
         self._transport = transport
         self._kv_on_update: KvOnUpdate = kv_on_update
         self._joined: list[tuple[Replica, ServerClient]] = []
+        self._due: set[Replica] = set()
+        """Paused or woken for the publication under way, and not given its version yet."""
         self.num_redone = 0
         """Servers that had to load an update a second time."""
         self.blocked_seconds = 0.0
@@ -52,18 +55,29 @@ class Publisher:
             wake: they sleep and have to take their memory first.
 
         Raises:
-            EngineError: nothing is staged, or the trainer's part of joining failed twice; the servers go on as before.
+            EngineError: nothing is staged, or the trainer's part of joining failed twice.
+
+        Whatever is raised, servers that were not told to pause go on as before; those that were, and do not hold the
+        staged version, are lost, because they may hold half of it.
         """
         version = self._transport.version
         if version is None:
             raise EngineError("no weights are staged; await stage(version) before update_weights(version)")
-        members = [replica for replica in replicas if replica.state != "gone"]
+        with ExitStack() as stack:
+            stack.push(lambda kind, error, trace: self._give_up(version, error))
+            await self._publish([replica for replica in replicas if replica.state != "gone"], version, resume, wake)
+        return version
+
+    async def _publish(self, members: Sequence[Replica], version: int, resume: bool, wake: bool) -> None:
+        self._due.clear()
         if wake:
+            self._due.update(members)
             await self._each(members, lambda replica: replica.dialect.wake_up(replica.client))
         await self._join(members)
         started = time.monotonic()
         if self._joined:
             # A broadcast reaches all or none, so it begins when all stand still; else none waits for another.
+            self._due.update(members)
             await self._each(members, lambda replica: replica.pause(self._kv_on_update))
         failed = await self._load(members, version, resume)
         if failed:
@@ -71,7 +85,11 @@ class Publisher:
             for replica, error in (await self._load(list(failed), version, resume)).items():
                 replica.lose(f"could not load version {version} twice ({error})")
         self.blocked_seconds = time.monotonic() - started
-        return version
+
+    def _give_up(self, version: int, error: BaseException | None) -> None:
+        if error is not None:
+            for replica in self._due:
+                replica.lose(f"may hold half of version {version}, whose publication broke off ({error!r})")
 
     async def _each(self, replicas: Sequence[Replica], step: Callable[[Replica], Awaitable[None]]) -> None:
         """One step of each replica that is not gone; whose step fails is lost."""
@@ -124,6 +142,7 @@ class Publisher:
 
         async def one(replica: Replica) -> None:
             client = replica.client
+            self._due.add(replica)
             await replica.pause(self._kv_on_update)
             await replica.dialect.load(client, order, version, self._kv_on_update)
             await asyncio.shield(sending)
@@ -132,10 +151,10 @@ class Publisher:
             replica.hold(version)
             if resume:
                 await replica.resume()
+            self._due.discard(replica)
 
         clients = [replica.client for replica in members]
-        failures = await _outcomes(*(one(replica) for replica in members))
-        await _outcomes(sending)
+        *failures, _ = await _outcomes(*(one(replica) for replica in members), sending)
         failed: dict[Replica, EngineError] = {}
         for replica, client, failure in zip(members, clients, failures, strict=True):
             # One that was started again meanwhile gets its weights when it is ready.

@@ -2,6 +2,11 @@
 
 A server that the run started is started again, ``max_restarts`` times; one that somebody else runs is asked with
 growing pauses until it answers. Either takes part again only after ``admit``: with the weights that the others have.
+
+    started here:   resume → first token → admit (pause → load → resume)
+    somebody else's, once weights are staged:   admit (pause → load → resume → first token)
+
+for what a server of somebody else holds may be half of an update that broke off.
 """
 
 from __future__ import annotations
@@ -9,14 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-
-import numpy as np
+from collections.abc import Awaitable, Callable, Iterable
 
 from areal_x.api.errors import EngineDiedError, EngineError
-from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.servers.client import ServerClient
-from areal_x.engine.servers.continuation import Completion
 from areal_x.engine.servers.dialect import ServerError, ServerFacts, ServerLostError
 from areal_x.engine.servers.replica import Replica
 from areal_x.engine.servers.settings import EngineSettings
@@ -24,6 +25,7 @@ from areal_x.engine.servers.settings import EngineSettings
 __all__ = ["Recovery"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+_LONGEST_REST = 30.0
 _NOTICE_SECONDS = 30.0
 
 
@@ -33,17 +35,23 @@ class Recovery:
     Args:
         admit: gives a server that is ready its weights and lets it serve.
         awake: set while servers may hold memory of the device.
+        has_weights: whether ``admit`` gives a server its weights now.
     """
 
     def __init__(
-        self, settings: EngineSettings, admit: Callable[[Replica], Awaitable[None]], awake: asyncio.Event
+        self,
+        settings: EngineSettings,
+        admit: Callable[[Replica], Awaitable[None]],
+        awake: asyncio.Event,
+        has_weights: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._admit = admit
         self._awake = awake
+        self._has_weights = has_weights
 
     async def bring_up(self, replica: Replica) -> None:
-        """Start or find the server; return when it has generated one token.
+        """Start or find the server; return when it has generated one token, or is ready for weights to do so.
 
         Raises:
             EngineDiedError: it ended; the message has its last lines.
@@ -62,6 +70,9 @@ class Recovery:
             call_timeout_seconds=settings.update_timeout_seconds,
         )
         replica.attach(client, process)
+        if not self._awake.is_set():
+            await self._stop_start(replica)
+            raise EngineDiedError(replica.cause, replica.tail)
         notices = asyncio.get_running_loop().create_task(self._notices(replica), name=f"notices of {replica.name}")
         try:
             async with asyncio.timeout(settings.start_timeout_seconds):
@@ -83,10 +94,13 @@ class Recovery:
                 facts = await self._facts(replica)
                 self._check(replica, facts)
                 replica.client.model_name = facts.model_name
+                if not replica.launch.restarts and self._has_weights():
+                    replica.unproven = True
+                    return
                 # A server that somebody else runs may have been left paused, and none has a version of ours yet.
                 await replica.dialect.resume(replica.client)
                 await replica.dialect.set_version(replica.client, replica.version)
-                await self._first_token(replica)
+                await replica.first_token()
                 return
             except ServerLostError as error:
                 if replica.state == "gone":
@@ -122,14 +136,6 @@ class Recovery:
                 "start the server with the same model"
             )
 
-    async def _first_token(self, replica: Replica) -> None:
-        sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
-        request = ModelRequest(np.zeros(1, np.int32), sampling, request_id="first-token")
-        completion = Completion(request, 1, 0, ())
-        await replica.generate(completion)
-        if not completion.token_ids:
-            raise ServerLostError(f"{replica.client.base_url} ended its first request without a token")
-
     async def _notices(self, replica: Replica) -> None:
         """Say what a start that takes long waits for."""
         started = time.monotonic()
@@ -139,6 +145,16 @@ class Recovery:
             last = f"; last line: {lines[-1].strip()}" if lines else ""
             where = f"{replica.name} at {replica.client.base_url}"
             self._settings.notify(f"{where} is not ready after {time.monotonic() - started:.0f} s{last}")
+
+    async def stop_starts(self, replicas: Iterable[Replica]) -> None:
+        """End servers that are just starting, so that they hold no memory; they are started again once awake."""
+        await asyncio.gather(*(self._stop_start(one) for one in replicas if one.state == "starting"))
+
+    async def _stop_start(self, replica: Replica) -> None:
+        if replica.process is not None:
+            replica.num_restarts -= 1  # It did not fail.
+            replica.lose("was ended while it started, because the engine sleeps")
+            await replica.process.stop(0.0)
 
     async def keep(self, replica: Replica) -> None:
         """Bring the server back each time it is lost; return when it is given up."""
@@ -168,10 +184,10 @@ class Recovery:
             try:
                 await self.bring_up(replica)
                 await self._admit(replica)
-                pause = _FIRST_PAUSE
             except EngineError as error:
                 replica.lose(f"did not come back: {error}")
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            # It may also have been lost in ``admit``, among others that were given their weights.
+            pause = _FIRST_PAUSE if replica.alive else min(2 * pause, _LONGEST_REST)
 
 
 def _last_lines(replica: Replica) -> str:

@@ -14,6 +14,9 @@ from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import Literal, Protocol
 
+import numpy as np
+
+from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.servers.client import ServerClient
 from areal_x.engine.servers.continuation import Completion
 from areal_x.engine.servers.dialect import KvOnUpdate, ServerDialect, ServerError, ServerLostError
@@ -85,6 +88,10 @@ class Replica:
         self.num_running = 0
         self.num_tokens = 0
         self.num_restarts = 0
+        self.num_lost_at_work = 0
+        """Times that it was lost while it served; what it worked on then may be why."""
+        self.unproven = False
+        """It has to make a first token after the next ``resume``, before it serves."""
         self.cause = ""
         """Why it was lost last, with its last lines; empty when it has served since."""
         self.lost = asyncio.Event()
@@ -117,7 +124,7 @@ class Replica:
         """Begin anew with this server, which is not ready yet."""
         self.client, self.process = client, process
         self.lost.clear()
-        self._stale_epoch = self._stands_still = False
+        self._stale_epoch = self._stands_still = self.unproven = False
         if process is not None:
             self._exit = asyncio.get_running_loop().create_task(process.wait(), name=f"end of {self.name}")
             self._exit.add_done_callback(lambda task: self._on_exit(task, process))
@@ -144,8 +151,33 @@ class Replica:
         self.epoch += self._stale_epoch
         self._stale_epoch = self._stands_still = False
         await self.dialect.resume(self.client)
+        if self.unproven:
+            await self._prove()
         if self.state == "paused":
             self._set("serving")
+
+    async def _prove(self) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await self.first_token()
+        except TimeoutError:
+            raise ServerLostError(
+                f"{self.client.base_url} made no first token within {self._stall_seconds:g} s"
+            ) from None
+        self.unproven = False
+
+    async def first_token(self) -> None:
+        """Generate one token, whatever it is.
+
+        Raises:
+            ServerError, ServerLostError: it could not.
+        """
+        sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        request = ModelRequest(np.zeros(1, np.int32), sampling, request_id="first-token")
+        completion = Completion(request, 1, 0, ())
+        await self.generate(completion)
+        if not completion.token_ids:
+            raise ServerLostError(f"{self.client.base_url} ended its first request without a token")
 
     async def sleep(self) -> None:
         """Give the device's memory back; it is paused."""
@@ -166,6 +198,7 @@ class Replica:
         tail = self.tail
         lines = f"; its last lines:\n{tail}" if tail else ""
         self.cause = f"{self.name} ({self.client.base_url}) {cause}{lines}"
+        self.num_lost_at_work += self.state == "serving"
         self.lost.set()
         self._closing = asyncio.get_running_loop().create_task(self.client.close(), name=f"goodbye to {self.name}")
         self._set("gone")

@@ -34,6 +34,8 @@ from areal_x.engine.transfer.transport import WeightTransport
 __all__ = ["ServerEngine"]
 
 _MAX_TRIES = 8
+_FIRST_PAUSE = 0.1
+_MAX_LOSSES = 3
 
 
 class ServerEngine(InferenceEngine):
@@ -54,7 +56,7 @@ class ServerEngine(InferenceEngine):
     ) -> None:
         self._settings = settings
         self._dialect = dialect
-        self._fleet = Fleet(dialect, launches, settings, self._admit)
+        self._fleet = Fleet(dialect, launches, settings, self._admit, self._has_weights)
         self._lock = asyncio.Lock() if transport is None else transport.lock
         self._publisher = None if transport is None else Publisher(transport, settings.kv_on_update)
         self._pause_kind: KvOnUpdate = "recompute" if settings.kv_on_update == "abort" else settings.kv_on_update
@@ -120,7 +122,9 @@ class ServerEngine(InferenceEngine):
     async def _complete(self, completion: Completion, replica: Replica) -> None:
         """Work on a completion, on ``replica`` first, until it is complete."""
         tries = num_impossible = 0
+        losses: list[str] = []
         while True:
+            num_lost = replica.num_lost_at_work
             length, epoch, trouble = len(completion.token_ids), replica.epoch, "each server ended it at once"
             try:
                 await replica.generate(completion)
@@ -129,13 +133,17 @@ class ServerEngine(InferenceEngine):
                 num_impossible += await self._weigh(replica, completion, error, num_impossible)
             if completion.stop_reason is not None:
                 break
+            if replica.num_lost_at_work > num_lost:
+                losses.append(replica.cause)
+                self._check_losses(completion, losses)
             if len(completion.token_ids) > length:
                 tries = 0
             elif replica.state == "serving" and replica.epoch == epoch:
                 # Neither an update nor the end of a server explains it.
                 tries += 1
-            if tries == _MAX_TRIES:
-                raise EngineError(f"{completion.request.request_id}: {tries} tries made no token; {trouble}")
+                if tries == _MAX_TRIES:
+                    raise EngineError(f"{completion.request.request_id}: {tries} tries made no token; {trouble}")
+                await asyncio.sleep(_FIRST_PAUSE * 2 ** (tries - 1))
             replica = await self._fleet.next_server(completion.request.session_id)
             self._num_continued += 1
         if completion.seams and completion.request.sampling.stop:
@@ -144,6 +152,15 @@ class ServerEngine(InferenceEngine):
             )
             if end is not None:
                 completion.cut(end)
+
+    def _check_losses(self, completion: Completion, causes: Sequence[str]) -> None:
+        """A request that ends every server that it is sent to may not end them all."""
+        self._fleet.check_alive()
+        if len(causes) == _MAX_LOSSES:
+            raise EngineError(
+                f"{completion.request.request_id}: {len(causes)} servers were lost while they worked on this request, "
+                "so it is given up:\n" + "\n".join(causes)
+            )
 
     async def _weigh(self, replica: Replica, completion: Completion, error: EngineError, num_impossible: int) -> int:
         """Whether the request is at fault, the server, or neither; returns 1 for a reply that cannot be.
@@ -215,19 +232,23 @@ class ServerEngine(InferenceEngine):
         # A server that came back alone may hold what is staged before the others do.
         self._version = min((replica.version for replica in self._fleet.alive), default=version)
         self._asleep = False
-        self._fleet.awake.set()
+        self._fleet.wake_up()
 
     async def _give_weights(self, replicas: Sequence[Replica]) -> None:
         """Let servers that are ready serve, with the weights that the others have."""
+        replicas = [replica for replica in replicas if replica.state != "gone"]
         if self._asleep:
             await self._fleet.tell(replicas, Replica.sleep)
-        elif self._publisher is not None and self._publisher.version is not None:
+        elif self._publisher is not None and self._has_weights():
             await self._publish(replicas, self._publisher)
         elif self._paused:
             await self._fleet.tell(replicas, lambda replica: replica.pause(self._pause_kind))
         else:
             for replica in replicas:
                 replica.serve()
+
+    def _has_weights(self) -> bool:
+        return self._publisher is not None and self._publisher.version is not None
 
     async def _admit(self, replica: Replica) -> None:
         async with self._lock:
@@ -261,8 +282,7 @@ class ServerEngine(InferenceEngine):
     async def _sleep_all(self) -> None:
         if not self._asleep:
             self._asleep = True
-            self._fleet.awake.clear()
-            await self._fleet.tell(self._fleet.alive, Replica.sleep)
+            await self._fleet.sleep(Replica.sleep)
 
     async def wake_up(self) -> None:
         """Go on after ``sleep`` with the weights staged last."""
