@@ -15,6 +15,7 @@ from fake_server import MAX_LENGTH, VOCAB, FakeLaunch, FakeServer, FakeTransport
 from areal_x.api.errors import EngineDiedError, EngineError, PromptTooLongError, RequestError
 from areal_x.api.records import ModelRequest, ModelResponse, SamplingParams
 from areal_x.engine.servers import server_engine
+from areal_x.engine.servers.dialect import ServerError
 from areal_x.engine.servers.server_engine import ServerEngine
 
 
@@ -271,17 +272,22 @@ async def test_all_servers_gone_ends_the_engine_with_the_cause() -> None:
                 await call()
 
 
-async def test_a_server_that_answers_but_loads_nothing_ends_the_engine() -> None:
-    launch, transport = FakeLaunch(restarts=False), FakeTransport()
+async def test_a_server_that_answers_but_loads_nothing_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*args: object) -> None:
+        nonlocal num_loads
+        num_loads += 1
+        raise ServerError("no such weights", 500)
+
+    launch, transport, num_loads = FakeLaunch(restarts=False), FakeTransport(), 0
     async with running(launch, transport=transport, all_gone_timeout_seconds=0.8) as engine:
         await publish(engine, transport, 1)
-        launch.server.load_failures = 10**9
+        monkeypatch.setattr(engine.replicas[0].dialect, "load", refuse)
         await publish(engine, transport, 2)
         started = time.monotonic()
-        with pytest.raises(EngineDiedError, match=r"no server for 0\.8 s.*half the weights are missing"):
+        with pytest.raises(EngineDiedError, match=r"no server for 0\.8 s.*no such weights"):
             await asyncio.wait_for(engine.agenerate(request()), 10.0)
         assert 0.6 < time.monotonic() - started < 2.0
-        assert launch.server.calls.count("load") <= 1 + 2 * 5, "with growing pauses"
+        assert num_loads <= 2 * 5, "with growing pauses"
 
 
 async def test_servers_that_are_paused_are_not_gone() -> None:
