@@ -172,7 +172,8 @@ class ServerConfig:
     tensor_parallel: int = 1
     """GPUs of one server."""
     gpus: list[int] | None = None
-    """GPUs to use, ``tensor_parallel`` for each server in this order. Default: the first ones."""
+    """GPUs to use, ``tensor_parallel`` for each server in this order. Default: the first ones that
+    the trainer does not use."""
     host: str = "127.0.0.1"
     """Address that the servers listen on. Any but loopback needs ``public=true`` and a key."""
     port: int | None = None

@@ -7,17 +7,44 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 from areal_x.api.check_values import above_zero, at_least, bad_value, one_of
-from areal_x.api.config import ExperimentConfig, RolloutConfig, ServerConfig
+from areal_x.api.config import ExperimentConfig, ModelConfig, RolloutConfig, ServerConfig
 from areal_x.api.errors import ConfigError
 
-__all__ = ["ENGINES", "SERVER_ENGINES", "check_engine", "check_trains", "is_loopback", "server_gpus", "trainer_gpu"]
+__all__ = [
+    "ENGINES",
+    "SERVER_ENGINES",
+    "WEIGHT_WAYS",
+    "check_address",
+    "check_engine",
+    "check_gpu_numbers",
+    "check_trains",
+    "check_way",
+    "is_loopback",
+    "server_gpus",
+    "trainer_gpu",
+]
 
 SERVER_ENGINES = ("sglang", "vllm")
 """Inference servers that a run can train with."""
 ENGINES = ("embedded", "openai", *SERVER_ENGINES)
 """Inference back ends that can be chosen (``rollout.engine``)."""
-_WAYS = ("auto", "cuda_ipc", "disk", "gloo", "nccl", "shared_memory")
-_LAUNCH_KEYS = ("python", "num_servers", "tensor_parallel", "gpus", "host", "port", "public", "args", "env")
+WEIGHT_WAYS = ("cuda_ipc", "disk", "gloo", "nccl", "shared_memory")
+"""Ways that weights take to servers (``rollout.server.weights``), beside ``auto``."""
+_LAUNCH_KEYS = (
+    "python",
+    "num_servers",
+    "tensor_parallel",
+    "gpus",
+    "host",
+    "port",
+    "public",
+    "memory_fraction",
+    "kv_cache_gib",
+    "stream_interval",
+    "max_restarts",
+    "args",
+    "env",
+)
 """Keys of ``rollout.server`` that say how servers are started."""
 _OWN_FLAGS = {
     "--admin-api-key": "rollout.server.api_key_env",
@@ -25,7 +52,7 @@ _OWN_FLAGS = {
     "--host": "rollout.server.host",
     "--model-path": "model.path",
     "--port": "rollout.server.port",
-    "--served-model-name": "rollout.server.model_name",
+    "--served-model-name": "model.path",
 }
 _LAST_PORT = 65535
 
@@ -42,9 +69,11 @@ def check_engine(config: ExperimentConfig) -> None:
     _check_base_urls(rollout)
     if rollout.engine in SERVER_ENGINES:
         _check_numbers(rollout)
-        _check_address(rollout.server)
-        _check_gpus(config)
-        _check_ways(config)
+        check_address(rollout.server)
+        check_gpu_numbers(config.model, rollout.server)
+        check_way(rollout, rollout.server.weights, config.model.device == "cpu")
+        _check_quantization(config)
+        _check_model_name(rollout)
         _check_flags(rollout.server)
     else:
         _check_no_servers(rollout)
@@ -66,25 +95,25 @@ def check_trains(rollout: RolloutConfig) -> None:
         raise bad_value("rollout.engine", "openai", f"{fix}; use vllm, sglang or embedded")
 
 
-def server_gpus(config: ExperimentConfig, trains: bool) -> list[int]:
+def server_gpus(model: ModelConfig, rollout: RolloutConfig, trains: bool) -> list[int]:
     """The GPUs that servers take where there are GPUs: those that are named; by default the first ones but the
     trainer's, or, colocated, the trainer's own and then the first others.
 
     Args:
         trains: whether a trainer takes a GPU, too.
     """
-    server, rollout = config.rollout.server, config.rollout
+    server = rollout.server
     if server.gpus is not None:
         return list(server.gpus)
     needed = server.num_servers * server.tensor_parallel
-    own = trainer_gpu(config) if trains else None
+    own = trainer_gpu(model) if trains else None
     others = [gpu for gpu in range(needed + 1) if gpu != own]
     return ([own, *others] if own is not None and rollout.colocated else others)[:needed]
 
 
-def trainer_gpu(config: ExperimentConfig) -> int:
+def trainer_gpu(model: ModelConfig) -> int:
     """The GPU of the trainer where there are GPUs."""
-    return int(config.model.device.partition(":")[2] or 0)
+    return int(model.device.partition(":")[2] or 0)
 
 
 def is_loopback(host: str) -> bool:
@@ -172,7 +201,18 @@ def _check_numbers(rollout: RolloutConfig) -> None:
         raise bad_value("rollout.num_slots", rollout.num_slots, fix)
 
 
-def _check_address(server: ServerConfig) -> None:
+def _check_model_name(rollout: RolloutConfig) -> None:
+    if rollout.server.model_name is not None and not rollout.base_urls:
+        fix = "is the name of a model at rollout.base_urls; servers that the run starts serve its own; set it to null"
+        raise bad_value("rollout.server.model_name", rollout.server.model_name, fix)
+
+
+def check_address(server: ServerConfig) -> None:
+    """Refuse ports that there are not, and an address that others reach without leave and key.
+
+    Raises:
+        ConfigError: names ``rollout.server.host`` or ``port``, its value and what to use.
+    """
     if server.port is not None:
         last = server.port + server.num_servers - 1
         if not 1 <= server.port <= last <= _LAST_PORT:
@@ -199,8 +239,13 @@ def _check_key_name(name: str | None) -> None:
         )
 
 
-def _check_gpus(config: ExperimentConfig) -> None:
-    server, on_cpu = config.rollout.server, config.model.device == "cpu"
+def check_gpu_numbers(model: ModelConfig, server: ServerConfig) -> None:
+    """Refuse GPUs that do not fit the device, or the number of servers, whatever this machine has.
+
+    Raises:
+        ConfigError: names ``rollout.server.gpus`` or ``tensor_parallel``, its value and what to use.
+    """
+    on_cpu = model.device == "cpu"
     needed = server.num_servers * server.tensor_parallel
     if server.tensor_parallel > 1 and on_cpu:
         fix = "is a number of GPUs; use 1 with model.device=cpu"
@@ -216,12 +261,20 @@ def _check_gpus(config: ExperimentConfig) -> None:
         raise bad_value("rollout.server.gpus", server.gpus, fix)
 
 
-def _check_ways(config: ExperimentConfig) -> None:
-    rollout, server, on_cpu = config.rollout, config.rollout.server, config.model.device == "cpu"
-    way, key = server.weights, "rollout.server.weights"
-    one_of(key, way, _WAYS)
+def check_way(rollout: RolloutConfig, way: str, on_cpu: bool) -> None:
+    """Refuse a way that cannot work.
+
+    Args:
+        way: ``rollout.server.weights``, or what its ``auto`` stands for.
+        on_cpu: trainer and servers compute on a CPU.
+
+    Raises:
+        ConfigError: names ``rollout.server.weights``, the way and what to use.
+    """
+    key = "rollout.server.weights"
+    one_of(key, way, ("auto", *WEIGHT_WAYS))
     if way in ("nccl", "cuda_ipc") and on_cpu:
-        raise bad_value(key, way, "needs a GPU, and model.device=cpu; use auto, shared_memory, gloo or disk")
+        raise bad_value(key, way, "needs a GPU, and servers compute on a CPU; use auto, shared_memory, gloo or disk")
     if way in ("nccl", "cuda_ipc", "shared_memory") and rollout.base_urls:
         raise bad_value(key, way, "needs servers that the run starts itself; use auto or disk with rollout.base_urls")
     far = [url for url in rollout.base_urls if not is_loopback(urlsplit(url).hostname or "")]
@@ -232,12 +285,17 @@ def _check_ways(config: ExperimentConfig) -> None:
         raise bad_value(key, way, "two processes of one GPU cannot use it; use cuda_ipc with rollout.colocated=true")
     if way == "cuda_ipc" and not rollout.colocated:
         raise bad_value(key, way, "passes memory of one GPU on; use nccl, or set rollout.colocated=true")
-    if way == "cuda_ipc" and server.num_servers > 1:
-        fix = f"only one of {server.num_servers} servers has the trainer's GPU; use shared_memory, or num_servers=1"
+    if way == "cuda_ipc" and rollout.server.num_servers > 1:
+        servers = rollout.server.num_servers
+        fix = f"only one of {servers} servers has the trainer's GPU; use shared_memory, or num_servers=1"
         raise bad_value(key, way, fix)
+
+
+def _check_quantization(config: ExperimentConfig) -> None:
+    server = config.rollout.server
     if server.quantization is not None:
         one_of("rollout.server.quantization", server.quantization, ("fp8", "fp8_block"))
-        if on_cpu:
+        if config.model.device == "cpu":
             fix = "8-bit floats need a GPU, and model.device=cpu; set it to null"
             raise bad_value("rollout.server.quantization", server.quantization, fix)
 

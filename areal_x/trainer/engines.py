@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
-from areal_x.api.server_checks import SERVER_ENGINES, server_gpus
+from areal_x.api.server_checks import SERVER_ENGINES, check_way, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.policy import embedding_rows
@@ -66,14 +65,14 @@ def stage_weights(
 
 
 def _transport(config: ExperimentConfig, train_engine: FSDPEngine, model_path: str, run_dir: Path) -> WeightTransport:
-    from areal_x.engine.transfer.make_transport import check_way, choose_way, make_transport
+    from areal_x.engine.transfer.make_transport import choose_way, make_transport
 
     rollout, server = config.rollout, config.rollout.server
     starts, on_cpu = not rollout.base_urls, train_engine.device.type == "cpu"
     way = server.weights
     if way == "auto":
         way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers)
-    check_way(way, on_cpu=on_cpu, starts_servers=starts, colocated=rollout.colocated, base_urls=rollout.base_urls)
+    check_way(rollout, way, on_cpu)
     return make_transport(
         way,
         train_engine.named_weights(),
@@ -117,13 +116,13 @@ def _make_engine(
 ) -> InferenceEngine:
     rollout = config.rollout
     if rollout.engine == "openai":
+        from areal_x.engine.servers.machine_checks import read_key
         from areal_x.engine.servers.openai_engine import OpenAIEngine
 
-        key = rollout.server.api_key_env
         return OpenAIEngine(
             rollout.base_urls[0],
             rollout.server.model_name,
-            api_key=None if key is None else os.environ[key].strip(),
+            api_key=read_key(rollout.server),
             max_concurrent=rollout.num_slots,
             timeout_seconds=rollout.episode_timeout_seconds,
         )
@@ -133,7 +132,7 @@ def _make_engine(
 
         assert not isinstance(staging, SharedWeights)
         if torch.cuda.is_available() and config.model.device != "cpu" and not rollout.base_urls:
-            gpus = server_gpus(config, trains=staging is not None)
+            gpus = server_gpus(config.model, rollout, trains=staging is not None)
             rollout = dataclasses.replace(rollout, server=dataclasses.replace(rollout.server, gpus=gpus))
         return build_server_engine(
             config.model, rollout, model_path, log_dir=log_dir, seed=config.seed, transport=staging

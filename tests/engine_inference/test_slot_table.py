@@ -65,9 +65,7 @@ def test_rows_hold_what_a_plain_model_holds(steps: list[tuple[str, int, int]]) -
                 cache[row].append(token)
                 generated = len(expected[live.number]) - prompts[live.number]
                 assert stopped[row] == (token == EOS and not live.ignore_eos)
-                assert full[row] == (
-                    generated == live.max_new_tokens or len(expected[live.number]) == MAX_LENGTH
-                )
+                assert full[row] == (generated == live.max_new_tokens or len(expected[live.number]) == MAX_LENGTH)
             for row in np.flatnonzero(stopped | full).tolist():
                 live = table.requests[row]
                 assert live is not None

@@ -59,9 +59,7 @@ def test_untied_embeddings(tmp_path: Path) -> None:
     assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
-def test_weights_come_from_the_seed_and_the_tokenizer_from_the_texts(
-    bpe_folder: Path, tmp_path: Path
-) -> None:
+def test_weights_come_from_the_seed_and_the_tokenizer_from_the_texts(bpe_folder: Path, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     again = init_model(tmp_path / "again", texts=TEXTS, vocab_size=400, **TINY)
     other = init_model(tmp_path / "other", texts=TEXTS, vocab_size=400, seed=2, **TINY)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transport_weights import weights
 
+from areal_x.api.config import RolloutConfig, ServerConfig
 from areal_x.api.errors import ConfigError
-from areal_x.engine.transfer.make_transport import check_way, choose_way, make_transport
+from areal_x.api.server_checks import check_way
+from areal_x.engine.transfer.make_transport import choose_way, make_transport
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -33,33 +34,8 @@ def test_auto_chooses_a_way_that_is_allowed(
     way = choose_way(engine, on_cpu, starts, colocated, num_servers)
     assert way == expected
     urls = [] if starts else ["http://10.0.0.7:8000"]
-    check_way(way, on_cpu=on_cpu, starts_servers=starts, colocated=colocated, base_urls=urls)
-
-
-@pytest.mark.parametrize(
-    ("way", "changes", "message"),
-    [
-        ("shm", {}, "=shm: it must be one of auto, shared_memory, gloo, nccl, cuda_ipc, disk"),
-        ("nccl", {"on_cpu": True}, "=nccl: it needs CUDA"),
-        ("cuda_ipc", {"on_cpu": True}, "=cuda_ipc: it needs CUDA"),
-        ("nccl", {"colocated": True}, "takes no GPU twice"),
-        ("cuda_ipc", {}, "rollout.colocated=true"),
-        (
-            "shared_memory",
-            {"starts_servers": False, "base_urls": ["http://localhost:1", "http://gpu7:8000"]},
-            "http://gpu7:8000 is on another machine; use disk",
-        ),
-    ],
-)
-def test_ways_that_cannot_work_are_refused(way: str, changes: dict[str, Any], message: str) -> None:
-    settings = {"on_cpu": False, "starts_servers": True, "colocated": False, "base_urls": []} | changes
-    with pytest.raises(ConfigError, match=message):
-        check_way(way, **settings)
-
-
-def test_servers_on_this_machine_may_be_reached_through_its_memory() -> None:
-    urls = ["http://127.0.0.1:8000", "http://localhost:8001", "http://[::1]:8002"]
-    check_way("shared_memory", on_cpu=True, starts_servers=False, colocated=False, base_urls=urls)
+    server = ServerConfig(num_servers=num_servers)
+    check_way(RolloutConfig(engine, base_urls=urls, colocated=colocated, server=server), way, on_cpu)
 
 
 @pytest.mark.parametrize(
@@ -89,5 +65,5 @@ def test_each_way_stages_weights(tmp_path: Path, way: str, engine: str, told: st
 
 
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="weights=auto: it must be one of shared_memory"):
+    with pytest.raises(ConfigError, match="weights=auto: it must be one of cuda_ipc"):
         make_transport("auto", weights(0), engine="vllm", dtype=None, directory=tmp_path, timeout_seconds=1.0)

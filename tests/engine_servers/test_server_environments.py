@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from areal_x.api.config import ServerConfig
 from areal_x.api.errors import ConfigError
 from areal_x.engine.servers import environments
 from areal_x.engine.servers.environments import check_server_version, environments_dir, find_server_python
-from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
+from areal_x.engine.servers.machine_checks import check_gpus, check_ports, check_ports_free, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXES = {
@@ -240,8 +241,8 @@ def test_connections_that_linger_do_not_take_a_port() -> None:
 
 
 def test_impossible_ports_and_hosts() -> None:
-    with pytest.raises(ConfigError, match=r"port 65536 is not between"):
-        check_ports_free("127.0.0.1", [65536])
+    with pytest.raises(ConfigError, match=r"2 servers take the ports 65535 to 65536; use 1 to 65535"):
+        check_ports(ServerConfig(port=65535, num_servers=2))
     with pytest.raises(ConfigError, match=r"host=203\.0\.113\.7 is no address of this machine"):
         free_ports("203.0.113.7", 1)
     with pytest.raises(ConfigError, match=r"host=no such host is no address"):

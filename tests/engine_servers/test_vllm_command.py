@@ -126,17 +126,19 @@ def test_eight_bits_need_a_gpu_and_a_model_that_has_them(tmp_path: Path) -> None
     assert vllm_command(settings(tmp_path, quantization="fp8_block", gpus=(0,))).argv
 
 
-async def test_a_server_of_eight_bits_starts_from_a_copy_of_the_model(tmp_path: Path) -> None:
-    """The server itself is replaced by a program that ends at once."""
+async def test_servers_of_eight_bits_start_from_one_copy_of_the_model(tmp_path: Path) -> None:
+    """The servers themselves are replaced by a program that ends at once."""
     init_model(tmp_path / "model", texts=["text"], hidden_size=64, num_layers=1, intermediate_size=64)
     given = settings(tmp_path / "model", quantization="fp8", gpus=(0,), dtype="bfloat16", python=Path("/bin/true"))
-    launch = StartedServer("vllm", given, tmp_path / "vllm-0.log", set())
+    ports: set[int] = set()
+    logs = [tmp_path / "logs" / f"vllm-{index}.log" for index in range(2)]
+    launches = [StartedServer("vllm", given, log, ports) for log in logs]
     for _ in range(2):
-        _, process = await launch()
-        assert process is not None and await process.wait() == 0
-    config = json.loads((tmp_path / "vllm-0.model" / "config.json").read_text())
-    assert config["quantization_config"]["quant_method"] == "fp8"
-    assert str(tmp_path / "vllm-0.model") in (tmp_path / "vllm-0.log").read_text()
+        for _, process in await asyncio.gather(*(launch() for launch in launches)):
+            assert process is not None and await process.wait() == 0
+    (copy,) = (path for path in (tmp_path / "logs").iterdir() if path not in logs)
+    assert json.loads((copy / "config.json").read_text())["quantization_config"]["quant_method"] == "fp8"
+    assert all(log.read_text().count(str(copy)) == 2 for log in logs)
 
 
 def test_workers_see_this_package_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

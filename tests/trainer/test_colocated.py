@@ -264,6 +264,6 @@ def test_servers_leave_the_trainer_its_gpu(
 ) -> None:
     config = run_config(1, colocated)
     config.model.device, config.rollout.server.num_servers = device, servers
-    assert server_gpus(config, trains) == expected
+    assert server_gpus(config.model, config.rollout, trains) == expected
     config.rollout.server.gpus = [5, 4]
-    assert server_gpus(config, trains) == [5, 4]
+    assert server_gpus(config.model, config.rollout, trains) == [5, 4]

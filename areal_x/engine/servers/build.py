@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from areal_x.api.config import ModelConfig, RolloutConfig, ServerConfig
-from areal_x.api.errors import ConfigError
+from areal_x.api.config import ModelConfig, RolloutConfig
 from areal_x.engine.inference.stopping import has_tokenizer
 from areal_x.engine.servers.dialect import KvOnUpdate, ServerDialect
 from areal_x.engine.servers.environments import check_server_version, find_server_python
 from areal_x.engine.servers.launch_command import LaunchSettings
-from areal_x.engine.servers.machine_checks import check_gpus, check_ports_free, free_ports
-from areal_x.engine.servers.model_facts import ModelFacts, check_servable, read_model_facts
+from areal_x.engine.servers.machine_checks import check_devices, check_ports, free_ports, read_key
+from areal_x.engine.servers.model_facts import ModelFacts, check_length, check_servable, read_model_facts
 from areal_x.engine.servers.replica import Launch
 from areal_x.engine.servers.server_engine import ServerEngine
 from areal_x.engine.servers.server_process import ServerProcess
@@ -31,7 +31,8 @@ __all__ = ["RunningServer", "StartedServer", "build_server_engine"]
 
 _KEY_BYTES = 32
 _COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WRITES_MODEL = threading.Lock()
+"""Servers that start at once need the same quantized copy of the model."""
 _KV_ON_UPDATE: dict[str, KvOnUpdate] = {"recompute": "recompute", "keep": "keep", "abort": "abort"}
 
 
@@ -69,7 +70,7 @@ class StartedServer:
 
     async def __call__(self) -> tuple[str, ServerProcess | None]:
         """Start it; its address and its process."""
-        settings = await asyncio.to_thread(_with_quantized_model, self._settings, self._log_path)
+        settings = await asyncio.to_thread(_with_quantized_model, self._settings, self._log_path.parent)
         port = settings.port or self._free_port()
         command = self._command(replace(settings, port=port))
         env = {**os.environ, **command.env}
@@ -86,17 +87,20 @@ class StartedServer:
         return port
 
 
-def _with_quantized_model(settings: LaunchSettings, log_path: Path) -> LaunchSettings:
-    """Servers of eight bits start from a copy in eight bits: its weights are served until the first update."""
+def _with_quantized_model(settings: LaunchSettings, log_dir: Path) -> LaunchSettings:
+    """Servers of eight bits start from a copy in eight bits, one for all: its weights are served until the first
+    update."""
     if settings.quantization is None:
         return settings
     import torch
 
     from areal_x.engine.transfer.quantized_checkpoint import write_quantized_checkpoint
 
-    target = log_path.with_suffix(".model")
-    if not target.exists():
-        write_quantized_checkpoint(settings.model_path, target, settings.quantization, getattr(torch, settings.dtype))
+    target = log_dir / f"{settings.quantization}.model"
+    with _WRITES_MODEL:
+        if not target.exists():
+            dtype = getattr(torch, settings.dtype)
+            write_quantized_checkpoint(settings.model_path, target, settings.quantization, dtype)
     return replace(settings, model_path=str(target))
 
 
@@ -123,17 +127,13 @@ def build_server_engine(
     """
     facts = read_model_facts(model_path, model.trust_remote_code)
     server, kind = rollout.server, rollout.engine
-    if facts.max_length is not None and facts.max_length < rollout.max_length:
-        raise ConfigError(
-            f"rollout.max_length={rollout.max_length} is above the {facts.max_length} positions of {model_path}; "
-            f"set at most {facts.max_length}"
-        )
+    check_length(facts, rollout.max_length, is_new=model.path is None and bool(model.init))
     launches: Sequence[Launch]
     if rollout.base_urls:
-        key = _key_from(server)
+        key = read_key(server)
         launches = [RunningServer(url) for url in rollout.base_urls]
     else:
-        key = _key_from(server) or secrets.token_urlsafe(_KEY_BYTES)
+        key = read_key(server) or secrets.token_urlsafe(_KEY_BYTES)
         launches = _launches(model, rollout, model_path, facts, log_dir, seed, transport, key)
     settings = EngineSettings(
         vocab_size=facts.vocab_size,
@@ -172,16 +172,10 @@ def _launches(
 ) -> list[StartedServer]:
     """The servers to start, each checked against this machine."""
     server, kind = rollout.server, rollout.engine
-    if server.host not in _LOOPBACK and not (server.public and server.api_key_env):
-        raise ConfigError(
-            f"rollout.server.host={server.host} is reached by other machines; set rollout.server.public=true and "
-            "rollout.server.api_key_env, or leave out host"
-        )
-    gpus = _gpus(model, server)
-    check_gpus(gpus)
+    # Who trains on a GPU, too, has named the others.
+    gpus = check_devices(model, rollout, trains=False)
     check_servable(facts, kind, on_cpu=not gpus)
-    ports = [0 if server.port is None else server.port + index for index in range(server.num_servers)]
-    check_ports_free(server.host, [port for port in ports if port])
+    ports = check_ports(server)
     python = find_server_python(kind, server.python)
     check_server_version(kind, python)
     given: set[int] = set()
@@ -216,34 +210,3 @@ def _launches(
         )
         for index, port in enumerate(ports)
     ]
-
-
-def _gpus(model: ModelConfig, server: ServerConfig) -> tuple[int, ...]:
-    """The GPUs that the servers take, empty on a CPU."""
-    if model.device == "cpu" or (model.device == "auto" and not _has_gpu()):
-        if server.gpus:
-            raise ConfigError(f"rollout.server.gpus={list(server.gpus)}, but model.device is a CPU; leave out gpus")
-        return ()
-    wanted = server.num_servers * server.tensor_parallel
-    gpus = tuple(range(wanted)) if server.gpus is None else tuple(server.gpus)
-    if len(gpus) < wanted:
-        raise ConfigError(
-            f"rollout.server.gpus={list(gpus)} are {len(gpus)} GPUs; {server.num_servers} servers with "
-            f"tensor_parallel={server.tensor_parallel} need {wanted}"
-        )
-    return gpus
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _key_from(server: ServerConfig) -> str | None:
-    if server.api_key_env is None:
-        return None
-    key = os.environ.get(server.api_key_env, "").strip()
-    if not key:
-        raise ConfigError(f"rollout.server.api_key_env={server.api_key_env}: that variable is not set")
-    return key

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from areal_x.api.check_values import bad_value
 from areal_x.api.errors import ConfigError
 
-__all__ = ["ModelFacts", "check_servable", "read_model_facts"]
+__all__ = ["ModelFacts", "check_length", "check_servable", "read_model_facts"]
 
 VLLM_CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What the CPU kernel of vLLM 0.32 computes. Any other size starts, looks healthy and dies at the first request."""
@@ -72,6 +73,21 @@ def read_model_facts(model_path: str, trust_remote_code: bool = False) -> ModelF
         num_bytes=num_bytes,
         architecture=str(architectures[0]),
     )
+
+
+def check_length(facts: ModelFacts, max_length: int, is_new: bool = False) -> None:
+    """Refuse sequences longer than the model has positions.
+
+    Args:
+        is_new: the run makes the model (``model.init``), so that it may as well have more.
+
+    Raises:
+        ConfigError: names ``rollout.max_length`` and what to use.
+    """
+    if facts.max_length is not None and max_length > facts.max_length:
+        or_more = ", or raise model.init.max_length" if is_new else ""
+        fix = f"the model has {facts.max_length} positions; use {facts.max_length} or less{or_more}"
+        raise bad_value("rollout.max_length", max_length, fix)
 
 
 def check_servable(facts: ModelFacts, kind: str, on_cpu: bool) -> None:

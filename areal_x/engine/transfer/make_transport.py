@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
 from areal_x.api.errors import ConfigError
+from areal_x.api.server_checks import WEIGHT_WAYS
 from areal_x.engine.transfer.broadcast import GlooTransport, NcclTransport
 from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
 from areal_x.engine.transfer.disk import DiskTransport
@@ -16,11 +16,7 @@ from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_memory import SharedFolderTransport, SharedMemoryTransport
 from areal_x.engine.transfer.transport import WeightTransport
 
-__all__ = ["WAYS", "check_way", "choose_way", "make_transport"]
-
-WAYS = ("auto", "shared_memory", "gloo", "nccl", "cuda_ipc", "disk")
-"""Values of ``rollout.server.weights``."""
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+__all__ = ["choose_way", "make_transport"]
 
 
 def choose_way(engine: str, on_cpu: bool, starts_servers: bool, colocated: bool, num_servers: int) -> str:
@@ -41,29 +37,6 @@ def choose_way(engine: str, on_cpu: bool, starts_servers: bool, colocated: bool,
         # Only the first of several servers has the trainer's GPU, and NCCL takes no GPU twice.
         return "cuda_ipc" if num_servers == 1 else "shared_memory"
     return "nccl"
-
-
-def check_way(way: str, *, on_cpu: bool, starts_servers: bool, colocated: bool, base_urls: Sequence[str] = ()) -> None:
-    """Refuse a way that cannot work.
-
-    Raises:
-        ConfigError: names ``rollout.server.weights``, its value and what to use.
-    """
-    problem = None
-    if way not in WAYS:
-        problem = f"it must be one of {', '.join(WAYS)}"
-    elif way in ("nccl", "cuda_ipc") and on_cpu:
-        problem = "it needs CUDA, and these servers compute on a CPU; use shared_memory, gloo or disk"
-    elif way == "nccl" and colocated:
-        problem = "NCCL takes no GPU twice, and colocated servers share the trainer's; use cuda_ipc"
-    elif way == "cuda_ipc" and not colocated:
-        problem = "it needs servers on the trainer's own GPU (rollout.colocated=true); use nccl"
-    elif way in ("shared_memory", "cuda_ipc") and not starts_servers:
-        others = [url for url in base_urls if urlsplit(url).hostname not in _LOCAL_HOSTS]
-        if others:
-            problem = f"{others[0]} is on another machine; use disk, with a folder that both machines see"
-    if problem:
-        raise ConfigError(f"rollout.server.weights={way}: {problem}")
 
 
 def make_transport(
@@ -117,4 +90,4 @@ def make_transport(
         return CudaIpcTransport(layout, device=tensors[0][1].device, engine=engine)
     if way == "disk":
         return DiskTransport(layout, directory, model_path)
-    raise ConfigError(f"rollout.server.weights={way}: it must be one of {', '.join(WAYS[1:])}")
+    raise ConfigError(f"rollout.server.weights={way}: it must be one of {', '.join(WEIGHT_WAYS)}")
