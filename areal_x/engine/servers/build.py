@@ -99,6 +99,7 @@ def _with_quantized_model(settings: LaunchSettings, log_dir: Path) -> LaunchSett
     target = log_dir / f"{settings.quantization}.model"
     with _WRITES_MODEL:
         if not target.exists():
+            log_dir.mkdir(parents=True, exist_ok=True)
             dtype = getattr(torch, settings.dtype)
             write_quantized_checkpoint(settings.model_path, target, settings.quantization, dtype)
     return replace(settings, model_path=str(target))
