@@ -57,7 +57,8 @@ sglang-gpu: $(STAMPS)/venv ## SGLang for a GPU
 	requirements/build_environment.sh sglang_gpu $(BIN)/python
 
 # Those of SGLang beside the others: most of the time goes to starts of servers, which keep one core busy each.
-test-servers: $(STAMPS)/dev vllm-cpu sglang-cpu ## the tests that start vLLM and SGLang
+test-servers: $(STAMPS)/dev ## the tests that start vLLM and SGLang
+	@$(MAKE) --no-print-directory -j2 vllm-cpu sglang-cpu
 	@$(BIN)/python -m pytest -m "sglang and not soak" tests/servers >$(STAMPS)/sglang.log 2>&1 & sglang=$$!; \
 	$(BIN)/python -m pytest -m "not sglang and not soak" tests/servers; status=$$?; \
 	wait $$sglang || status=1; cat $(STAMPS)/sglang.log; exit $$status

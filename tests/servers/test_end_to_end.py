@@ -145,9 +145,8 @@ def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 400.0) -> Fin
 
 
 @GSM8K
-@pytest.mark.parametrize(
-    "kind", [pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("sglang", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [mark_kind(kind) for kind in SERVERS])
 def test_gsm8k_runs(tmp_path: Path, kind: str) -> None:
     short = [
         "data.limit=2000", "sft.steps=30", "train.total_steps=14", "train.learning_rate=1e-3", "train.warmup_steps=2",
