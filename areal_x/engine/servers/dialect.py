@@ -180,6 +180,10 @@ class ServerDialect(ABC):
                 replace the server.
         """
 
+    async def forget_prefixes(self, server: ServerClient) -> None:  # noqa: B027 (a server may cache nothing)
+        """Drop cached prefixes of whatever weights a server had before it was this engine's, before its first
+        request."""
+
     @abstractmethod
     async def set_version(self, server: ServerClient, version: int) -> None:
         """Stamp the weights that the server has, before its first request."""

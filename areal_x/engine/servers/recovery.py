@@ -99,6 +99,7 @@ class Recovery:
                     return
                 # A server that somebody else runs may have been left paused, and none has a version of ours yet.
                 await replica.dialect.resume(replica.client)
+                await replica.dialect.forget_prefixes(replica.client)
                 await replica.dialect.set_version(replica.client, replica.version)
                 await replica.first_token()
                 return

@@ -209,13 +209,16 @@ class SglangDialect(ServerDialect):
         if is_there:
             await server.post("/unload_lora_adapter", {"lora_name": order["name"]})
         await server.post("/load_lora_adapter", {"lora_name": order["name"], "lora_path": order["path"]})
-        await _stamp(server, version)
+        await self.set_version(server, version)
+
+    async def forget_prefixes(self, server: ServerClient) -> None:
+        """See ``ServerDialect.forget_prefixes``. Waits for requests that nobody awaits any more."""
+        await server.post("/flush_cache", timeout=_FLUSH_SECONDS)
 
     async def set_version(self, server: ServerClient, version: int) -> None:
         """See ``ServerDialect.set_version``."""
-        # Prefixes of whatever weights it had before it was ours; requests that nobody awaits end first.
-        await server.post("/flush_cache", timeout=_FLUSH_SECONDS)
-        await _stamp(server, version)
+        # Its default ends every request in flight.
+        await server.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
     async def sleep(self, server: ServerClient) -> None:
         """See ``ServerDialect.sleep``. Requests in flight are computed again afterwards."""
@@ -262,8 +265,3 @@ def _stop_expression(text: str, request_id: str) -> str:
             f"{_MAX_EXPRESSION_BYTES} bytes at most, so shorten it to its beginning"
         )
     return expression
-
-
-async def _stamp(server: ServerClient, version: int) -> None:
-    # Its default ends every request in flight.
-    await server.post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})

@@ -155,18 +155,20 @@ class VllmDialect(ServerDialect):
         if order["way"] == "lora":
             await _load_adapter(server, order["name"], order["path"])
             # vLLM does not count a swapped adapter as new weights.
-            await _stamp(server, version)
+            await self.set_version(server, version)
         elif order["way"] == "disk" and not await _has_extension(server):
             await _reload_from_disk(server, order["path"])
-            await _stamp(server, version)
+            await self.set_version(server, version)
         else:
             await _update(server, order, version)
 
+    async def forget_prefixes(self, server: ServerClient) -> None:
+        """See ``ServerDialect.forget_prefixes``."""
+        await server.post("/reset_prefix_cache")
+
     async def set_version(self, server: ServerClient, version: int) -> None:
         """See ``ServerDialect.set_version``."""
-        # Prefixes of whatever weights it had before it was ours.
-        await server.post("/reset_prefix_cache")
-        await _stamp(server, version)
+        await server.post("/update_weight_version", {"new_version": str(version)})
 
     async def sleep(self, server: ServerClient) -> None:
         """See ``ServerDialect.sleep``. Requests in flight stay queued and are computed again afterwards."""
@@ -276,7 +278,3 @@ def _ties_embeddings(folder: Path) -> bool:
     """Whether it may be a model with tied embeddings."""
     config = folder / "config.json"
     return not config.exists() or bool(json.loads(config.read_text()).get("tie_word_embeddings"))
-
-
-async def _stamp(server: ServerClient, version: int) -> None:
-    await server.post("/update_weight_version", {"new_version": str(version)})
