@@ -23,3 +23,13 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     running = await start_running(request.param, make_policy(folder / "model"), folder / "logs")
     yield running
     await running.close()
+
+
+RARE_FAULTS = ("test_a_server_that_hangs_is_replaced", "test_an_update_in_which_a_server_dies_is_redone_for_the_other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What rests on the engine alone is proved with vLLM each time; with SGLang, which starts slowly, by `make soak`."""
+    for item in items:
+        if item.name.startswith(RARE_FAULTS) and item.get_closest_marker("sglang") is not None:
+            item.add_marker(pytest.mark.soak)

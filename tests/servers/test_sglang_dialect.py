@@ -378,6 +378,18 @@ async def test_a_load_that_failed_is_done_again(client: ServerClient, served: Se
     served.policy.assert_exact(response)
 
 
+async def test_a_version_is_stamped_without_ending_requests(client: ServerClient, served: Served) -> None:
+    task = await started(client, "stamped", max_new_tokens=300)
+    await DIALECT.pause(client, "recompute")
+    version = max(served.policy.versions) + 1
+    served.policy.keep(version)
+    await DIALECT.set_version(client, version)
+    await DIALECT.resume(client)
+    response = await task
+    assert len(response.output_ids) == 300 and response.version_spans[-1].version == version
+    served.policy.assert_exact(response)
+
+
 async def test_requests_outlast_a_sleep(client: ServerClient, served: Served, disk: WeightTransport) -> None:
     task = await started(client, "asleep", max_new_tokens=300)
     version = served.policy.change()
