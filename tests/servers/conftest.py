@@ -29,7 +29,7 @@ RARE_FAULTS = ("test_a_server_that_hangs_is_replaced", "test_an_update_in_which_
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What rests on the engine alone is proved with vLLM each time; with SGLang, which starts slowly, by `make soak`."""
+    """What rests on the engine alone is proved with vLLM each time; with SGLang, slow to start, by `make soak`."""
     for item in items:
         if item.name.startswith(RARE_FAULTS) and item.get_closest_marker("sglang") is not None:
             item.add_marker(pytest.mark.soak)
