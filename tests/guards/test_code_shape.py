@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -220,3 +221,10 @@ def test_exceptions_to_the_sizes_are_still_needed() -> None:
         f"{relative(path)}::{node.name}" for path in modules() for node in ast.walk(tree(path)) if hasattr(node, "name")
     }
     assert set(LONG_FUNCTIONS) <= names
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """They are imported by their names alone, so a second one of a name cannot be collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if "sglang_cpu" not in path.parts)
+    del names["conftest.py"]
+    assert [name for name, count in names.items() if count > 1] == []
