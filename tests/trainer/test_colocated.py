@@ -180,7 +180,9 @@ async def test_each_turn_ends_before_the_next_begins(max_staleness: int) -> None
     for step in steps:
         samples = [trajectory for group in step.groups for trajectory in group.trajectories]
         assert len(samples) == 8 and all(trajectory.num_sampled == 3 for trajectory in samples)
-        assert all(step.version - trajectory.oldest_version <= max_staleness for trajectory in samples)
+        # Older tokens may be there, of a group that waited: they are masked.
+        trained = np.concatenate([trajectory.versions[trajectory.loss_mask] for trajectory in samples])
+        assert (step.version - trained <= max_staleness).all()
     executor.check_conservation()
 
 
