@@ -195,7 +195,7 @@ class ServerConfig:
     """Share of a GPU's memory that a server takes."""
     kv_cache_gib: float = 1.0
     """Memory for keys and values of a server on a CPU."""
-    stream_interval: int = 16
+    stream_interval: int = 64
     """Tokens between two messages of a server. What a server that dies has not sent yet is sampled again."""
     start_timeout_seconds: float = 600.0
     """A server that does not generate after so long is an error, which shows its last lines."""

@@ -90,7 +90,8 @@ async def start_running(
         )
         running = Running(kind, engine, policy, StagedSync(policy.named_weights, weights, [engine]), weights, log_dir)
     else:
-        running = make_server_running(kind, policy, log_dir, ServerConfig(**server), kv_on_update=kv_on_update)
+        config = ServerConfig(**({"stream_interval": 16} | server))
+        running = make_server_running(kind, policy, log_dir, config, kv_on_update=kv_on_update)
     try:
         await running.engine.start()
     except BaseException:

@@ -54,6 +54,7 @@ def server_by_hand(kind: str, model_path: Path, folder: Path, max_length: int = 
             dtype="float32",
             max_length=max_length,
             num_slots=NUM_SLOTS,
+            stream_interval=16,
             api_key=KEY,
         )
     )

@@ -140,7 +140,7 @@ async def serve(folder: Path, *, tied: bool = False, **settings: Any) -> Served:
             dtype="float32",
             max_length=MAX_LENGTH,
             num_slots=64,
-            **{"weights": "shared_memory", "kv_cache_gib": 0.5, "api_key": KEY, **settings},
+            **{"weights": "shared_memory", "kv_cache_gib": 0.5, "api_key": KEY, "stream_interval": 16, **settings},
         )
     )
     transport = make_transport(

@@ -30,7 +30,7 @@ class LaunchSettings:
     quantization: str | None = None
     memory_fraction: float = 0.85
     kv_cache_gib: float = 1.0
-    stream_interval: int = 16
+    stream_interval: int = 64
     can_sleep: bool = False
     """Colocated with the trainer: it gives its memory back while the trainer works."""
     lora_rank: int = 0
