@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,13 +52,23 @@ class LaunchCommand:
 
 
 def check_quantization(settings: LaunchSettings) -> None:
-    """Refuse eight bits on a CPU.
+    """Refuse eight bits on a CPU, or from a folder that is not in eight bits.
+
+    Servers take the form of their weights from the folder that they start from, and serve these until an update.
 
     Raises:
         ConfigError: names ``rollout.server.quantization`` and what to do.
     """
-    if settings.quantization is not None and not settings.gpus:
+    if settings.quantization is None:
+        return
+    if not settings.gpus:
         raise ConfigError(
             f"rollout.server.quantization={settings.quantization} needs a GPU; leave it out to serve in "
             f"{settings.dtype} on this CPU"
+        )
+    config = Path(settings.model_path) / "config.json"
+    if not config.exists() or "quantization_config" not in json.loads(config.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"rollout.server.quantization={settings.quantization}: {settings.model_path} has no quantization_config; "
+            "servers start from a copy of the model in eight bits (write_quantized_checkpoint)"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from areal_x.api.errors import ConfigError
 from areal_x.engine.inference.stopping import has_tokenizer
@@ -16,7 +15,6 @@ __all__ = ["SPARE_CONTEXT", "sglang_command"]
 SPARE_CONTEXT = 8
 """Tokens of context that SGLang keeps for itself: it ends a request so many, or fewer, before its context is full."""
 
-_BLOCK = [128, 128]
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -24,7 +22,7 @@ def sglang_command(settings: LaunchSettings) -> LaunchCommand:
     """The command line of one server and the variables that it needs.
 
     Raises:
-        ConfigError: the settings need a GPU, or ``quantization`` is unknown.
+        ConfigError: the settings need a GPU, or a quantized model.
     """
     on_cpu = not settings.gpus
     check_quantization(settings)
@@ -79,21 +77,7 @@ def _gpu_flags(settings: LaunchSettings) -> list[str]:
         flags += ["--tensor-parallel-size", str(len(settings.gpus))]
     if settings.can_sleep:
         flags += ["--enable-memory-saver"]
-    if settings.quantization is not None:
-        # The weights that come are cast already and bring their scales, so the server is told that its checkpoint is
-        # of that kind; the one on disk is not, so nothing is read from it.
-        override = {"quantization_config": _quantization(settings.quantization)}
-        flags += ["--json-model-override-args", json.dumps(override), "--load-format", "dummy"]
     return flags
-
-
-def _quantization(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-    if name == "fp8_block":
-        return config | {"weight_block_size": _BLOCK}
-    if name != "fp8":
-        raise ConfigError(f"rollout.server.quantization={name} is none of fp8, fp8_block")
-    return config
 
 
 def _cache_tokens(settings: LaunchSettings) -> int:

@@ -179,9 +179,7 @@ class SglangDialect(ServerDialect):
         stamp = {"weight_version": str(version), "flush_cache": kv_on_update != "keep"}
         match order["way"]:
             case "disk":
-                # A quantised server was started with no weights from disk (dummy), and would load these in that way.
-                body = {"model_path": order["path"], "load_format": "auto"}
-                await server.post("/update_weights_from_disk", body | stamp)
+                await server.post("/update_weights_from_disk", {"model_path": order["path"]} | stamp)
             case "broadcast":
                 bodies = [
                     {

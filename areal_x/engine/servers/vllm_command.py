@@ -86,19 +86,7 @@ def _gpu_flags(settings: LaunchSettings) -> list[str]:
         flags += ["--tensor-parallel-size", str(len(settings.gpus))]
     if settings.can_sleep:
         flags += ["--enable-sleep-mode"]
-    if settings.quantization is not None:
-        _check_quantized(settings)
     return flags
-
-
-def _check_quantized(settings: LaunchSettings) -> None:
-    """vLLM takes the form of its weights from the folder that it starts from, and serves these until an update."""
-    config = Path(settings.model_path) / "config.json"
-    if not config.exists() or "quantization_config" not in json.loads(config.read_text(encoding="utf-8")):
-        raise ConfigError(
-            f"rollout.server.quantization={settings.quantization}: {settings.model_path} has no quantization_config; "
-            "servers start from a copy of the model in eight bits (write_quantized_checkpoint)"
-        )
 
 
 def _served_rank(rank: int) -> int:
