@@ -10,17 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from areal_x.api.train_config import ClusterConfig, LoraConfig, PreferenceConfig, RewardModelConfig, TrainConfig
+
 __all__ = [
     "BASELINES",
     "SCALES",
     "AlgorithmConfig",
+    "ClusterConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObserveConfig",
     "OverlongConfig",
+    "PreferenceConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RewardPartConfig",
     "RolloutConfig",
     "SFTConfig",
@@ -240,6 +246,9 @@ class RolloutConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     filter: str | None = None
     """Dotted path or ``file.py:function`` of ``(group) -> bool | str``: true keeps, false or a reason rejects."""
+    early_filter: str | None = None
+    """As ``filter``, but asked before the reward models, with the rule rewards only: what it rejects costs them
+    nothing."""
     max_failures_in_a_row: int = 64
     """So many failed episodes in a row stop the run."""
     episode_timeout_seconds: float = 600.0
@@ -264,30 +273,6 @@ class AlgorithmConfig:
     """KL to the reference model in the loss (k3); 0 keeps no reference."""
     num_mini_batches: int = 1
     """Optimiser steps per batch."""
-
-
-@dataclass
-class TrainConfig:
-    batch_size: int = 256
-    """Samples of one step; a multiple of ``rollout.group_size``."""
-    total_steps: int = 100
-    learning_rate: float = 1e-4
-    lr_schedule: str = "constant"
-    """``constant``, ``linear`` or ``cosine``; all after the warm-up."""
-    warmup_steps: int = 0
-    min_lr_ratio: float = 0.0
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    max_grad_norm: float = 1.0
-    micro_batch_tokens: int = 16384
-    """Real tokens of one forward and backward pass."""
-    part_samples: int | None = None
-    """Samples that the trainer takes at a time while a step's others are still generated. Default: what surely fits
-    a micro-batch (its tokens / ``rollout.max_length``). Synchronous steps and mini-batches take the whole batch."""
-    logprob_chunk_tokens: int = 1024
-    """Rows of the ``[tokens, vocabulary]`` matrix that exist at once."""
-    num_threads: int = 1
-    """Threads of the trainer on a CPU."""
 
 
 @dataclass
@@ -344,6 +329,12 @@ class ExperimentConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """A reward model in the training loop; none without its ``path``."""
+    reward_models: dict[str, RewardModelConfig] = field(default_factory=dict)
+    """Several reward models by name, in place of ``reward_model``."""
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
@@ -358,6 +349,11 @@ class ExperimentConfig:
         return self.sft.enabled and self.model.path is None
 
     @property
+    def used_reward_models(self) -> dict[str, RewardModelConfig]:
+        """Reward models in the loop, by name; ``reward_model`` is called ``model``."""
+        return self.reward_models or ({"model": self.reward_model} if self.reward_model.path is not None else {})
+
+    @property
     def groups_per_step(self) -> int:
         """Prompts of one step."""
         return self.train.batch_size // self.rollout.group_size
@@ -367,7 +363,7 @@ class ExperimentConfig:
         """Prompts that the trainer takes at a time; all of a step where the step cannot be cut."""
         compares_all = "batch" in self.algorithm.baseline or "batch" in self.algorithm.scale_by
         takes_turns = self.rollout.colocated or self.rollout.max_staleness == 0
-        if compares_all or takes_turns or self.algorithm.num_mini_batches > 1:
+        if compares_all or takes_turns or self.algorithm.num_mini_batches > 1 or self.used_reward_models:
             return self.groups_per_step
         samples = self.train.part_samples or self.train.micro_batch_tokens // self.rollout.max_length
         return min(self.groups_per_step, max(1, samples // self.rollout.group_size))

@@ -263,15 +263,25 @@ async def _load_adapter(server: ServerClient, name: str, path: str) -> None:
 async def _reload_from_disk(server: ServerClient, path: str) -> None:
     """Load on a server that somebody else started without this library's extension."""
     if _ties_embeddings(Path(path)):
-        info = await server.get("/server_info", config_format="json")
-        with understood(server, _KIND):
-            device = info["vllm_config"]["device_config"]["device"]
-        if device == "cpu":
+        if await _device(server) == "cpu":
             raise ServerError(
                 f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
                 "embeddings when it reloads; let the run start its servers, or use a model with untied embeddings"
             )
     await server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+
+
+async def _device(server: ServerClient) -> str:
+    try:
+        info = await server.get("/server_info", config_format="json")
+    except ServerError as error:
+        # It lists its packages in the same reply, and fails without pip.
+        raise ServerError(
+            f"{server.base_url} cannot say whether it runs on a CPU, where a model with tied embeddings cannot be "
+            f"reloaded: {error}; install pip in the server's environment, or let the run start its servers"
+        ) from error
+    with understood(server, _KIND):
+        return str(info["vllm_config"]["device_config"]["device"])
 
 
 def _ties_embeddings(folder: Path) -> bool:

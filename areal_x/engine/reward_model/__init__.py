@@ -1,0 +1,1 @@
+"""Reward models in the training loop, and their training."""
