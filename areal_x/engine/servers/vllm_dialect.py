@@ -262,12 +262,11 @@ async def _load_adapter(server: ServerClient, name: str, path: str) -> None:
 
 async def _reload_from_disk(server: ServerClient, path: str) -> None:
     """Load on a server that somebody else started without this library's extension."""
-    if _ties_embeddings(Path(path)):
-        if await _device(server) == "cpu":
-            raise ServerError(
-                f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
-                "embeddings when it reloads; let the run start its servers, or use a model with untied embeddings"
-            )
+    if _ties_embeddings(Path(path)) and await _device(server) == "cpu":
+        raise ServerError(
+            f"{server.base_url} runs on a CPU, where vLLM keeps the old output layer of a model with tied "
+            "embeddings when it reloads; let the run start its servers, or use a model with untied embeddings"
+        )
     await server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
 
 
