@@ -112,7 +112,10 @@ class PreferenceConfig:
     prompt_key: str = "prompt"
     """Column of the prompt: text, or a list of chat messages."""
     chosen_key: str = "chosen"
+    """Columns of the two answers: text, messages of the assistant, or whole conversations that begin alike."""
     rejected_key: str = "rejected"
+    chat_template: bool = True
+    """Render prompt and answer through the chat template. False: their texts, joined."""
     steps: int = 100
     batch_size: int = 64
     """Pairs of one step."""
@@ -120,4 +123,4 @@ class PreferenceConfig:
     lr_schedule: str = "cosine"
     warmup_steps: int = 10
     max_length: int = 1024
-    """Longer pairs are left out and counted."""
+    """Pairs with a longer conversation, in tokens, are left out and counted."""

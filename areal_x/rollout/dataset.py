@@ -17,7 +17,7 @@ from areal_x.rollout.arithmetic import arithmetic_items
 from areal_x.rollout.data_files import read_rows
 from areal_x.rollout.hub import find_held_out_split, read_hub_rows
 
-__all__ = ["DATA_SETS", "DatasetFactory", "Items", "dataset_name", "load_dataset_items"]
+__all__ = ["DATA_SETS", "DatasetFactory", "Items", "Located", "dataset_name", "load_dataset_items", "read_split"]
 
 Row = dict[str, Any]
 DatasetFactory = Callable[..., Iterable[Row]]
@@ -84,9 +84,7 @@ def load_dataset_items(data: DataConfig, split: str = "train", *, columns: Seque
         DataError: a file or a line is wrong, a column is missing, a prompt is empty, an ``id`` stands twice.
         ConfigError: the arguments of a made data set are wrong.
     """
-    if split not in ("train", "eval"):
-        raise ValueError(f"split is {split!r}; it must be train or eval")
-    located, source = _rows_of_train(data) if split == "train" else _rows_of_eval(data)
+    located, source = read_split(data, split)
     limit = data.limit if split == "train" else None
     rows = _checked(located, data.prompt_key, columns, limit)
     if not rows and source:
@@ -95,6 +93,20 @@ def load_dataset_items(data: DataConfig, split: str = "train", *, columns: Seque
 
 
 Located = Iterable[tuple[str, Row]]
+"""Rows, each with its place (``train.jsonl:12``)."""
+
+
+def read_split(data: DataConfig, split: str) -> tuple[Located, str]:
+    """The rows of ``train`` or ``eval`` as they come, unchecked, and what they come from; none and "" where there is
+    no held-out data.
+
+    Raises:
+        DataError: as ``load_dataset_items``, while the rows are read.
+        ConfigError: the arguments of a made data set are wrong.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split is {split!r}; it must be train or eval")
+    return _rows_of_train(data) if split == "train" else _rows_of_eval(data)
 
 
 def _rows_of_train(data: DataConfig) -> tuple[Located, str]:
