@@ -2,12 +2,8 @@
 
 Axis letters: N tokens of the batch, S sequences, P packed rows of one micro-batch, M tokens to predict.
 
-    batch [N] -> drop what predicts nothing -> share prefixes within a group -> micro-batches by token budget
+    batch [N] -> what must be computed (computed_tokens.py) -> micro-batches by token budget
               -> packed rows [P], no padding -> buckets of similar length for attention (attention.py)
-
-A token whose successors are not trained needs no forward pass: each sequence is cut before its last trained token, and
-a sequence without one is left out. Samples of one group begin with the same prompt: its rows are computed once, all
-samples attend to them, and their gradients add up there. Both are exact, because attention is causal.
 """
 
 from __future__ import annotations
@@ -20,13 +16,10 @@ import torch
 
 from areal_x.api.records import TrainBatch
 from areal_x.engine.train.attention import AttentionPlan, Segments, attention_cost, plan_attention
+from areal_x.engine.train.computed_tokens import ComputedTokens, Indices, computed_tokens, ragged_arange
 
-__all__ = ["MicroBatch", "plan_micro_batches"]
+__all__ = ["MicroBatch", "count_micro_batches", "plan_micro_batches"]
 
-Indices = npt.NDArray[np.int64]
-
-MIN_SHARED_FRACTION = 0.05
-"""Prefixes are shared when it saves at least this part of the tokens: rows used twice cost gathers in attention."""
 MAX_TREE_ROWS = 2048
 """Larger groups do not attend as one tree: its mask has this many squared entries."""
 
@@ -60,6 +53,7 @@ def plan_micro_batches(
     *,
     sequences: Indices | None = None,
     share_prefixes: bool = True,
+    num_micro_batches: int | None = None,
     device: torch.device | str = "cpu",
 ) -> list[MicroBatch]:
     """Cut a batch into micro-batches of at most ``micro_batch_tokens`` rows.
@@ -71,47 +65,48 @@ def plan_micro_batches(
         target_mask: bool [N], the tokens whose log-probability is wanted; never the first of a sequence.
         sequences: use only these.
         share_prefixes: compute the common prefix of a group's sequences once.
+        num_micro_batches: make so many, so that all ranks make equally many passes; where there are not enough
+            sequences, the last ones have one row and no target.
 
     Returns:
-        The micro-batches; none if nothing is wanted.
+        The micro-batches; none if nothing is wanted and no number is.
+
+    Raises:
+        ValueError: ``num_micro_batches`` is less than the budget needs.
     """
-    offsets_S = batch.offsets[:-1]
-    lengths_S = np.asarray(batch.lengths, dtype=np.int64)
-    targets = np.flatnonzero(target_mask).astype(np.int64)
-    sequence_of_target = np.repeat(np.arange(len(lengths_S)), lengths_S)[targets]
-    used_S = np.zeros(len(lengths_S), dtype=np.int64)
-    np.maximum.at(used_S, sequence_of_target, targets - offsets_S[sequence_of_target])
-    if sequences is not None:
-        chosen = np.zeros(len(lengths_S), dtype=np.bool_)
-        chosen[sequences] = True
-        used_S[~chosen] = 0
-    kept = np.flatnonzero(used_S)
-    if len(kept) == 0:
+    needed = computed_tokens(batch, target_mask, sequences=sequences, share_prefixes=share_prefixes)
+    if num_micro_batches is None and not len(needed.sequences):
         return []
-    unit_S = np.arange(len(lengths_S))
-    shared_S = np.zeros(len(lengths_S), dtype=np.int64)
-    if share_prefixes:
-        units, shared = _shared_prefixes(batch, kept, offsets_S[kept], used_S[kept])
-        if shared.sum() - _first_of_each(units, shared).sum() >= MIN_SHARED_FRACTION * used_S[kept].sum():
-            unit_S[kept], shared_S[kept] = units, shared
-    number_S = np.full(len(lengths_S), -1, dtype=np.int64)
-    number_S[kept], unit_S[kept] = _assign(used_S[kept], unit_S[kept], shared_S[kept], micro_batch_tokens)
+    offsets_S = batch.offsets[:-1]
+    targets = np.flatnonzero(target_mask).astype(np.int64)
+    sequence_of_target = np.repeat(np.arange(len(batch.lengths)), batch.lengths)[targets]
+    number_S = np.full(len(batch.lengths), -1, dtype=np.int64)
+    numbers, units = _assign(needed, micro_batch_tokens, num_micro_batches)
+    number_S[needed.sequences] = numbers
     number_of_target = number_S[sequence_of_target]
+    input_ids = np.asarray(batch.input_ids, dtype=np.int64)
     micro_batches = []
-    for number in range(int(number_S.max()) + 1):
-        members = np.flatnonzero(number_S == number)
-        members = members[np.argsort(used_S[members], kind="stable")]
+    for number in range(int(numbers.max(initial=-1)) + 1):
+        chosen = np.flatnonzero(numbers == number)
+        chosen = chosen[np.argsort(needed.used[chosen], kind="stable")]
+        index = needed.sequences[chosen]
+        members = _Members(index, offsets_S[index], needed.used[chosen], needed.shared[chosen], units[chosen])
         wanted = number_of_target == number
-        micro_batches.append(
-            _lay_out(
-                np.asarray(batch.input_ids, dtype=np.int64),
-                _Members(members, offsets_S[members], used_S[members], shared_S[members], unit_S[members]),
-                targets[wanted],
-                sequence_of_target[wanted],
-                device,
-            )
-        )
-    return micro_batches
+        micro_batches.append(_lay_out(input_ids, members, targets[wanted], sequence_of_target[wanted], device))
+    padding = (num_micro_batches or 0) - len(micro_batches)
+    return micro_batches + [_empty_micro_batch(device) for _ in range(padding)]
+
+
+def count_micro_batches(
+    batch: TrainBatch,
+    target_mask: npt.NDArray[np.bool_],
+    micro_batch_tokens: int,
+    *,
+    sequences: Indices | None = None,
+) -> int:
+    """How many micro-batches ``plan_micro_batches`` makes of the same arguments, without making them."""
+    needed = computed_tokens(batch, target_mask, sequences=sequences)
+    return len(_Walk(needed).cuts(micro_batch_tokens)) if len(needed.sequences) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,72 +125,71 @@ class _Members:
     """Sequences of one unit share their prefix."""
 
 
-def _ragged_arange(lengths: Indices) -> Indices:
-    """0..length-1 for each length, end to end."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+class _Walk:
+    """Sequences in the order of their unit's longest member, cut where a budget is full.
 
-
-def _first_of_each(units: Indices, values: Indices) -> Indices:
-    """The value at each unit's first sequence."""
-    return values[np.unique(units, return_index=True)[1]]
-
-
-def _shared_prefixes(batch: TrainBatch, kept: Indices, offsets: Indices, used: Indices) -> tuple[Indices, Indices]:
-    """Unit and length of the common prefix of each kept sequence, int64 [S] both; one group id is one unit."""
-    _, first, units = np.unique(np.asarray(batch.group_ids)[kept], return_index=True, return_inverse=True)
-    limits = np.full(len(first), np.iinfo(np.int64).max)
-    np.minimum.at(limits, units, used)
-    compared = limits[units]
-    local = _ragged_arange(compared)
-    own = batch.input_ids[np.repeat(offsets, compared) + local]
-    leader = batch.input_ids[np.repeat(offsets[first][units], compared) + local]
-    different = own != leader
-    np.minimum.at(limits, np.repeat(units, compared)[different], local[different])
-    alone = np.bincount(units) == 1
-    return units.astype(np.int64), np.where(alone, 0, limits)[units]
-
-
-def _assign(used: Indices, units: Indices, shared: Indices, budget: int) -> tuple[Indices, Indices]:
-    """Micro-batch number and final unit number of each sequence, int64 [S] both.
-
-    Sequences are walked in the order of their unit's longest member and cut where the budget is full. A unit may be cut
-    too; each part then has a prefix of its own. The budget is lowered as far as the number of micro-batches allows,
-    which balances them.
+    A unit may be cut too; each part then has a prefix of its own.
     """
-    longest = np.zeros(units.max() + 1, dtype=np.int64)
-    np.maximum.at(longest, units, used)
-    order = np.lexsort((used, units, longest[units]))
-    used_O, units_O, shared_O = used[order], units[order], shared[order]
-    starts_unit = np.concatenate([[True], units_O[1:] != units_O[:-1]])
-    costs_O = np.where(starts_unit, used_O, used_O - shared_O)
-    ends = np.cumsum(costs_O)
-    cuts = _cuts(ends, shared_O * ~starts_unit, budget)
-    low, high = -(-int(ends[-1]) // len(cuts)), budget
-    while low < high:
-        middle = (low + high) // 2
-        trial = _cuts(ends, shared_O * ~starts_unit, middle)
-        if len(trial) <= len(cuts):
-            cuts, high = trial, middle
-        else:
-            low = middle + 1
-    number_O = np.searchsorted(np.asarray(cuts), np.arange(len(order)), side="right")
-    numbers = np.empty_like(order)
-    numbers[order] = number_O
-    _, final_units = np.unique(units * (len(cuts) + 1) + numbers, return_inverse=True)
+
+    def __init__(self, needed: ComputedTokens) -> None:
+        longest = np.zeros(needed.units.max() + 1, dtype=np.int64)
+        np.maximum.at(longest, needed.units, needed.used)
+        self.order = np.lexsort((needed.used, needed.units, longest[needed.units]))
+        units, shared = needed.units[self.order], needed.shared[self.order]
+        starts_unit = np.concatenate([[True], units[1:] != units[:-1]])
+        self.repeated = shared * ~starts_unit
+        """Tokens of the prefix that a cut before the sequence computes again."""
+        self.ends = np.cumsum(needed.used[self.order] - self.repeated)
+
+    def cuts(self, budget: int) -> list[int]:
+        """Ends (exclusive) of micro-batches of at most ``budget`` tokens, or of one sequence where it is longer."""
+        cuts: list[int] = []
+        start, before = 0, 0
+        while start < len(self.ends):
+            limit = before + budget - int(self.repeated[start])
+            start = max(start + 1, int(np.searchsorted(self.ends, limit, side="right")))
+            before = int(self.ends[start - 1])
+            cuts.append(start)
+        return cuts
+
+    def balanced_cuts(self, budget: int, number: int | None) -> list[int]:
+        """As few cuts as ``budget`` allows (with ``number``: up to so many), at the lowest budget that keeps to it.
+
+        Raises:
+            ValueError: ``number`` is too small for the budget.
+        """
+        cuts = self.cuts(budget)
+        if number is not None and number < len(cuts):
+            raise ValueError(f"num_micro_batches={number}, but {budget} tokens a micro-batch need {len(cuts)}")
+        most = len(cuts) if number is None else number
+        low, high = -(-int(self.ends[-1]) // most), budget
+        while low < high:
+            middle = (low + high) // 2
+            trial = self.cuts(middle)
+            if len(trial) <= most:
+                cuts, high = trial, middle
+            else:
+                low = middle + 1
+        return cuts
+
+
+def _assign(needed: ComputedTokens, budget: int, number: int | None) -> tuple[Indices, Indices]:
+    """Micro-batch number and final unit number of each computed sequence, int64 [K] both."""
+    if not len(needed.sequences):
+        return needed.units, needed.units
+    walk = _Walk(needed)
+    cuts = walk.balanced_cuts(budget, number)
+    numbers = np.empty_like(walk.order)
+    numbers[walk.order] = np.searchsorted(np.asarray(cuts), np.arange(len(walk.order)), side="right")
+    _, final_units = np.unique(needed.units * (len(cuts) + 1) + numbers, return_inverse=True)
     return numbers, final_units.astype(np.int64)
 
 
-def _cuts(ends: Indices, repeated: Indices, budget: int) -> list[int]:
-    """Ends (exclusive) of micro-batches of at most ``budget`` tokens; cutting a unit pays ``repeated`` again."""
-    cuts: list[int] = []
-    start, before = 0, 0
-    while start < len(ends):
-        limit = before + budget - int(repeated[start])
-        start = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        before = int(ends[start - 1])
-        cuts.append(start)
-    return cuts
+def _empty_micro_batch(device: torch.device | str) -> MicroBatch:
+    """One row and no target: what a rank computes when it has nothing left and others still need its weights."""
+    row = np.zeros(1, dtype=np.int64)
+    one, none = torch.zeros((1, 1), dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    return MicroBatch(one, one, plan_attention([Segments(row, row + 1, row)], 1, device), none, none, none)
 
 
 def _lay_out(
@@ -207,7 +201,7 @@ def _lay_out(
     prefix_starts = np.cumsum(prefix_lengths) - prefix_lengths
     own = members.used - members.shared
     own_starts = prefix_lengths.sum() + np.cumsum(own) - own
-    local = _ragged_arange(members.used)
+    local = ragged_arange(members.used)
     is_shared = local < np.repeat(members.shared, members.used)
     base = np.where(
         is_shared,
