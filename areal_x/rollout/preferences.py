@@ -30,7 +30,7 @@ HELD_OUT_SHARE = 20
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One prompt and two answers to it, each text or chat messages; ``place`` says where it stands (``train.jsonl:3``)."""
+    """One prompt and two answers to it, each text or chat messages, and where the pair stands (``train.jsonl:3``)."""
 
     prompt: Text
     chosen: Text

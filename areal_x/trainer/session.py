@@ -37,7 +37,7 @@ from areal_x.trainer.warm_start import warm_start
 if TYPE_CHECKING:
     from areal_x.engine.train.fsdp_engine import FSDPEngine
 
-__all__ = ["run_evaluation", "run_supervised", "run_training"]
+__all__ = ["open_files", "run_evaluation", "run_supervised", "run_training"]
 
 
 @dataclass
@@ -63,12 +63,21 @@ async def open_run(config: ExperimentConfig, total_steps: int) -> AsyncIterator[
     # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
     thread = TrainerThread()
     data = await thread.call(roles.load_data, config)
+    async with open_files(config, total_steps, thread) as (directory, writer, display):
+        yield Run(config, data, directory, writer, display, thread)
+
+
+@asynccontextmanager
+async def open_files(
+    config: ExperimentConfig, total_steps: int, thread: TrainerThread
+) -> AsyncIterator[tuple[Path, RunWriter, RunDisplay]]:
+    """The directory of a run, its files and its display; closed, and the thread with them, whatever happens."""
     directory = create_run_directory(config)
     writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
     display = RunDisplay(total_steps, progress=config.observe.progress)
     status = "failed"
     try:
-        yield Run(config, data, directory, writer, display, thread)
+        yield directory, writer, display
         status = "finished"
     except asyncio.CancelledError:
         status = "interrupted"

@@ -1,6 +1,6 @@
 """What a reward model reads: one prompt and its completion, as text and as its own token ids.
 
-Training, scoring and a reader who calls transformers by hand must see the same tokens, so all of them come through here.
+Training, scoring and a reader who calls transformers by hand must see the same tokens, so all come through here.
 """
 
 from __future__ import annotations
