@@ -23,11 +23,23 @@ from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.logprob import chunked_logprobs
+from areal_x.engine.train.lora import (
+    ADAPTER_FOLDER,
+    adapter_facts,
+    adapters_off,
+    add_adapters,
+    load_merged,
+    merged_rows,
+    named_adapters,
+    published_parameters,
+    save_adapters,
+)
 from areal_x.engine.train.loss import policy_loss
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
 from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, output_head, packed_hidden_states
 from areal_x.engine.train.schedule import scheduled_learning_rate
 from areal_x.engine.train.step_totals import StepTotals
+from areal_x.engine.transfer.lora import AdapterFacts
 
 __all__ = ["FSDPEngine"]
 
@@ -72,8 +84,12 @@ class FSDPEngine(TrainEngine):
         self._trust_remote_code = model.trust_remote_code
         if self.device.type == "cpu":
             torch.set_num_threads(train.num_threads)
+        self._model_path = str(model_path)
+        if train.lora.rank:
+            add_adapters(self.model, train.lora)
         self.reference: PreTrainedModel | None = None
-        if algorithm.kl_coefficient:
+        # The base below adapters is frozen, so it is the reference.
+        if algorithm.kl_coefficient and not (train.lora.rank and reference_path is None):
             self.reference = load_policy(reference_path or model_path, model)
             self.reference.requires_grad_(False)
         self._totals: StepTotals | None = None
@@ -208,28 +224,48 @@ class FSDPEngine(TrainEngine):
         return self._logprobs(batch, wanted)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies."""
-        for name, parameter in self.model.named_parameters():
-            yield name, parameter.detach()
+        """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies, but for layers with adapters:
+        there each is computed anew, with its adapter merged in."""
+        for name, parameter, layer in published_parameters(self.model):
+            yield name, merged_rows(parameter, layer)
+
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapters alone, under peft's names; nothing without ``train.lora``."""
+        return named_adapters(self.model)
+
+    @property
+    def adapter_facts(self) -> AdapterFacts:
+        """What servers must know of the adapters."""
+        return adapter_facts(self.model, self._train.lora, self._model_path)
 
     def save(self, path: Path) -> None:
-        """Write the policy (float32 weights and config, no tokenizer) in Hugging Face format."""
-        self.model.save_pretrained(path)
+        """Write the policy (float32 weights and config, no tokenizer) in Hugging Face format; with ``train.lora``
+        adapters are merged in, and stand in ``adapter/`` beside it in peft's format."""
+        if not self._train.lora.rank:
+            self.model.save_pretrained(path)
+            return
+        self.model.save_pretrained(path, state_dict=dict(self.named_weights()))
+        save_adapters(path / ADAPTER_FOLDER, dict(self.named_adapters()), self.adapter_facts)
 
     def load(self, path: Path) -> None:
         """Read weights into the policy in place, so that the optimiser goes on with them.
 
-        Gradients that were accumulated belong to the old weights and are thrown away.
+        Gradients that were accumulated belong to the old weights and are thrown away. With ``train.lora``, an
+        ``adapter/`` in the directory is read in place of the merged weights, which must be those that it makes of this
+        base; without one, the weights become the base, and the reference, and adapters start anew.
 
         Raises:
-            EngineError: the directory holds no model, or one of other names or shapes.
+            EngineError: the directory holds no model, or one of other names or shapes, or an adapter of another base.
         """
         self.discard()
         try:
             loaded = AutoModelForCausalLM.from_pretrained(
                 path, dtype=self.model.dtype, trust_remote_code=self._trust_remote_code
             )
-            self.model.load_state_dict(loaded.state_dict())
+            if self._train.lora.rank:
+                load_merged(self.model, loaded, path / ADAPTER_FOLDER)
+            else:
+                self.model.load_state_dict(loaded.state_dict())
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(
                 f"weights of {path} do not load into this policy: {str(error).splitlines()[0]}"
@@ -279,6 +315,16 @@ class FSDPEngine(TrainEngine):
             chunk_tokens=self._train.logprob_chunk_tokens,
         )
 
+    @torch.no_grad()
+    def _reference_logprobs(self, micro_batch: MicroBatch) -> torch.Tensor | None:
+        """Log-probabilities [M] of the frozen reference; ``None`` where the loss has no KL term."""
+        if not self._algorithm.kl_coefficient:
+            return None
+        if self.reference is not None:
+            return self._forward(self.reference, micro_batch)[0]
+        with adapters_off(self.model):
+            return self._forward(self.model, micro_batch)[0]
+
     def _loss_inputs(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
         """Arguments of the loss by name, one value for each token of the batch."""
         return {"behaviour": self._on_device(batch.logprobs), "advantages": self._on_device(batch.advantages)}
@@ -286,10 +332,7 @@ class FSDPEngine(TrainEngine):
     def _accumulate_part(self, totals: StepTotals, plan: list[MicroBatch], tensors: dict[str, torch.Tensor]) -> None:
         """Forward and backward of every micro-batch: gradients of token sums, not yet divided by any count."""
         for micro_batch in plan:
-            reference = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference, _ = self._forward(self.reference, micro_batch)
+            reference = self._reference_logprobs(micro_batch)
             logprobs, entropy = self._forward(self.model, micro_batch)
             terms = policy_loss(
                 logprobs,
