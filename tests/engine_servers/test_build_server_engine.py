@@ -16,6 +16,7 @@ from areal_x.engine.init_model import init_model
 from areal_x.engine.servers.build import StartedServer, build_server_engine
 from areal_x.engine.servers.launch_command import LaunchSettings
 from areal_x.engine.servers.server_engine import ServerEngine
+from areal_x.engine.servers.server_host import LocalHost
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ async def test_settings_that_cannot_work_are_named(
 
 
 async def test_servers_started_at_once_get_different_ports(tmp_path: Path) -> None:
-    given: set[int] = set()
+    host = LocalHost()
     settings = LaunchSettings(
         python=Path(sys.executable),
         model_path="m",
@@ -75,7 +76,7 @@ async def test_servers_started_at_once_get_different_ports(tmp_path: Path) -> No
         max_length=8,
         num_slots=1,
     )
-    servers = [StartedServer("vllm", settings, tmp_path / f"{index}.log", given) for index in range(3)]
+    servers = [StartedServer("vllm", settings, tmp_path / f"{index}.log", host) for index in range(3)]
     # Each ends at once, for this interpreter has no vLLM; its port stays given.
     started = await asyncio.gather(*(server() for server in servers))
     assert len({address for address, _ in started}) == 3

@@ -18,6 +18,7 @@ from areal_x.engine.init_model import init_model
 from areal_x.engine.servers import client
 from areal_x.engine.servers.build import StartedServer
 from areal_x.engine.servers.launch_command import LaunchSettings
+from areal_x.engine.servers.server_host import LocalHost
 from areal_x.engine.servers.vllm_command import ENGINE_NAME, vllm_command, worker_import_folder
 from areal_x.engine.servers.vllm_key_guard import KeyGuard
 
@@ -130,9 +131,9 @@ async def test_servers_of_eight_bits_start_from_one_copy_of_the_model(tmp_path: 
     """The servers themselves are replaced by a program that ends at once."""
     init_model(tmp_path / "model", texts=["text"], hidden_size=64, num_layers=1, intermediate_size=64)
     given = settings(tmp_path / "model", quantization="fp8", gpus=(0,), dtype="bfloat16", python=Path("/bin/true"))
-    ports: set[int] = set()
+    host = LocalHost()
     logs = [tmp_path / "logs" / f"vllm-{index}.log" for index in range(2)]
-    launches = [StartedServer("vllm", given, log, ports) for log in logs]
+    launches = [StartedServer("vllm", given, log, host) for log in logs]
     for _ in range(2):
         for _, process in await asyncio.gather(*(launch() for launch in launches)):
             assert process is not None and await process.wait() == 0

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
-import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from areal_x.api.config import ModelConfig, RolloutConfig
@@ -15,24 +11,20 @@ from areal_x.engine.inference.stopping import has_tokenizer
 from areal_x.engine.servers.dialect import KvOnUpdate, ServerDialect
 from areal_x.engine.servers.environments import check_server_version, find_server_python
 from areal_x.engine.servers.launch_command import LaunchSettings
-from areal_x.engine.servers.machine_checks import check_devices, check_ports, free_ports, read_key
+from areal_x.engine.servers.machine_checks import check_devices, check_ports, read_key
 from areal_x.engine.servers.model_facts import ModelFacts, check_length, check_servable, read_model_facts
 from areal_x.engine.servers.replica import Launch
 from areal_x.engine.servers.server_engine import ServerEngine
-from areal_x.engine.servers.server_process import ServerProcess
+from areal_x.engine.servers.server_host import HostedProcess, LocalHost, ServerHost
 from areal_x.engine.servers.settings import EngineSettings
-from areal_x.engine.servers.sglang_command import sglang_command
 from areal_x.engine.servers.sglang_dialect import SglangDialect
-from areal_x.engine.servers.vllm_command import vllm_command
 from areal_x.engine.servers.vllm_dialect import VllmDialect
+from areal_x.engine.transfer.lora import LoraTransport
 from areal_x.engine.transfer.transport import WeightTransport
 
 __all__ = ["RunningServer", "StartedServer", "build_server_engine"]
 
 _KEY_BYTES = 32
-_COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
-_WRITES_MODEL = threading.Lock()
-"""Servers that start at once need the same quantized copy of the model."""
 _KV_ON_UPDATE: dict[str, KvOnUpdate] = {"recompute": "recompute", "keep": "keep", "abort": "abort"}
 
 
@@ -44,7 +36,7 @@ class RunningServer:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
 
-    async def __call__(self) -> tuple[str, ServerProcess | None]:
+    async def __call__(self) -> tuple[str, HostedProcess | None]:
         """Its address."""
         return self.base_url, None
 
@@ -56,53 +48,20 @@ class StartedServer:
         kind: ``vllm`` or ``sglang``.
         settings: what it is started with; ``port`` 0 takes a free one.
         log_path: what it prints goes there.
-        given: free ports given to servers so far, shared by those of one engine: it takes seconds until a server has
-            its own.
+        host: where it is started.
     """
 
     restarts = True
 
-    def __init__(self, kind: str, settings: LaunchSettings, log_path: Path, given: set[int]) -> None:
-        self._command = _COMMANDS[kind]
+    def __init__(self, kind: str, settings: LaunchSettings, log_path: Path, host: ServerHost) -> None:
+        self._kind = kind
         self._settings = settings
         self._log_path = log_path
-        self._given = given
+        self._host = host
 
-    async def __call__(self) -> tuple[str, ServerProcess | None]:
+    async def __call__(self) -> tuple[str, HostedProcess | None]:
         """Start it; its address and its process."""
-        settings = await asyncio.to_thread(_with_quantized_model, self._settings, self._log_path.parent)
-        port = settings.port or self._free_port()
-        command = self._command(replace(settings, port=port))
-        env = {**os.environ, **command.env}
-        process = await asyncio.to_thread(ServerProcess, command.argv, env, self._log_path)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-        return f"http://{host}:{port}", process
-
-    def _free_port(self) -> int:
-        # As many as have been given, and one more: at least one of them is new.
-        free = free_ports(self._settings.host, len(self._given) + 1)
-        port = next(port for port in free if port not in self._given)
-        self._given.add(port)
-        return port
-
-
-def _with_quantized_model(settings: LaunchSettings, log_dir: Path) -> LaunchSettings:
-    """Servers of eight bits start from a copy in eight bits, one for all: its weights are served until the first
-    update."""
-    if settings.quantization is None:
-        return settings
-    import torch
-
-    from areal_x.engine.transfer.quantized_checkpoint import write_quantized_checkpoint
-
-    target = log_dir / f"{settings.quantization}.model"
-    with _WRITES_MODEL:
-        if not target.exists():
-            log_dir.mkdir(parents=True, exist_ok=True)
-            dtype = getattr(torch, settings.dtype)
-            write_quantized_checkpoint(settings.model_path, target, settings.quantization, dtype)
-    return replace(settings, model_path=str(target))
+        return await self._host.start(self._kind, self._settings, self._log_path)
 
 
 def build_server_engine(
@@ -114,6 +73,7 @@ def build_server_engine(
     seed: int,
     transport: WeightTransport | None,
     initial_version: int = 0,
+    hosts: Sequence[ServerHost] | None = None,
 ) -> ServerEngine:
     """The engine of a run. Nothing starts before its ``start``.
 
@@ -122,6 +82,7 @@ def build_server_engine(
         log_dir: each server that is started here writes a log there.
         seed: derives the seeds of requests that have none.
         transport: how new weights reach the servers; ``None`` where they never change.
+        hosts: where each server is started. Default: all on this machine.
 
     Raises:
         ConfigError: model, servers' version, ports, GPUs or addresses do not fit; the message names the key.
@@ -135,7 +96,8 @@ def build_server_engine(
         launches = [RunningServer(url) for url in rollout.base_urls]
     else:
         key = read_key(server) or secrets.token_urlsafe(_KEY_BYTES)
-        launches = _launches(model, rollout, model_path, facts, log_dir, seed, transport, key)
+        hosts = hosts or [LocalHost()] * server.num_servers
+        launches = _launches(model, rollout, model_path, facts, log_dir, seed, transport, key, hosts)
     settings = EngineSettings(
         vocab_size=facts.vocab_size,
         max_length=rollout.max_length,
@@ -157,7 +119,8 @@ def build_server_engine(
     )
     # How often a server sends messages is known of those that are started here.
     plain = 0 if rollout.base_urls else server.stream_interval
-    dialect: ServerDialect = VllmDialect(max_plain_tokens=plain) if kind == "vllm" else SglangDialect()
+    adapter = transport.facts.name if isinstance(transport, LoraTransport) else None
+    dialect: ServerDialect = VllmDialect(adapter, plain) if kind == "vllm" else SglangDialect(adapter)
     return ServerEngine(dialect, launches, settings, transport)
 
 
@@ -170,16 +133,15 @@ def _launches(
     seed: int,
     transport: WeightTransport | None,
     key: str,
+    hosts: Sequence[ServerHost],
 ) -> list[StartedServer]:
-    """The servers to start, each checked against this machine."""
+    """The servers to start, each checked against this machine, or that of its host."""
     server, kind = rollout.server, rollout.engine
-    # Who trains on a GPU, too, has named the others.
-    gpus = check_devices(model, rollout, trains=False)
-    check_servable(facts, kind, on_cpu=not gpus)
+    gpus = _gpus_of_servers(model, rollout, hosts)
+    check_servable(facts, kind, on_cpu=not gpus[0])
     ports = check_ports(server)
     python = find_server_python(kind, server.python)
     check_server_version(kind, python)
-    given: set[int] = set()
     return [
         StartedServer(
             kind,
@@ -191,7 +153,7 @@ def _launches(
                 dtype=model.dtype,
                 max_length=rollout.max_length,
                 num_slots=-(-rollout.num_slots // server.num_servers),
-                gpus=tuple(gpus[index * server.tensor_parallel : (index + 1) * server.tensor_parallel]),
+                gpus=gpus[index],
                 num_threads=rollout.num_threads,
                 seed=seed,
                 weights="disk" if transport is None else transport.way,
@@ -201,13 +163,25 @@ def _launches(
                 kv_cache_gib=server.kv_cache_gib,
                 stream_interval=server.stream_interval,
                 can_sleep=rollout.colocated,
+                lora_rank=transport.facts.rank if isinstance(transport, LoraTransport) else 0,
                 trust_remote_code=model.trust_remote_code,
                 api_key=key,
                 args=tuple(server.args),
                 env=tuple(server.env.items()),
             ),
             log_dir / f"{kind}-{index}.log",
-            given,
+            hosts[index],
         )
         for index, port in enumerate(ports)
     ]
+
+
+def _gpus_of_servers(model: ModelConfig, rollout: RolloutConfig, hosts: Sequence[ServerHost]) -> list[tuple[int, ...]]:
+    """The GPUs of each server, on its host."""
+    given = [host.gpus for host in hosts]
+    if None not in given:
+        return [gpus or () for gpus in given]
+    # Who trains on a GPU, too, has named the others.
+    gpus = check_devices(model, rollout, trains=False)
+    width = rollout.server.tensor_parallel
+    return [gpus[index * width : (index + 1) * width] for index in range(rollout.server.num_servers)]

@@ -20,7 +20,7 @@ from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.servers.client import ServerClient
 from areal_x.engine.servers.continuation import Completion
 from areal_x.engine.servers.dialect import KvOnUpdate, ServerDialect, ServerError, ServerLostError
-from areal_x.engine.servers.server_process import ServerProcess
+from areal_x.engine.servers.server_host import HostedProcess
 
 __all__ = ["Launch", "Replica", "ReplicaWatcher"]
 
@@ -36,7 +36,7 @@ class Launch(Protocol):
     restarts: bool
     """Whether a server that is lost can be started again; else it is waited for."""
 
-    async def __call__(self) -> tuple[str, ServerProcess | None]:
+    async def __call__(self) -> tuple[str, HostedProcess | None]:
         """Start it if it is not there; its address and its process."""
         ...
 
@@ -80,7 +80,7 @@ class Replica:
         self.num_slots = num_slots
         self.state: State = "starting"
         self.client = ServerClient("http://nowhere.invalid", "")
-        self.process: ServerProcess | None = None
+        self.process: HostedProcess | None = None
         self.version = version
         """Of the weights that it holds."""
         self.epoch = 0
@@ -120,7 +120,7 @@ class Replica:
         """The last lines that its process printed; empty without one."""
         return "" if self.process is None else self.process.tail()
 
-    def attach(self, client: ServerClient, process: ServerProcess | None) -> None:
+    def attach(self, client: ServerClient, process: HostedProcess | None) -> None:
         """Begin anew with this server, which is not ready yet."""
         self.client, self.process = client, process
         self.lost.clear()
@@ -292,7 +292,7 @@ class Replica:
             self._arm()
         self._watcher.on_change(self)
 
-    def _on_exit(self, task: asyncio.Task[int], process: ServerProcess) -> None:
+    def _on_exit(self, task: asyncio.Task[int], process: HostedProcess) -> None:
         if task.cancelled() or process is not self.process:
             return
         status = task.result()
