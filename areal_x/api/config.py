@@ -193,7 +193,7 @@ class ServerConfig:
     """What servers at ``rollout.base_urls`` call the model. Default: the only one that they list."""
     weights: str = "auto"
     """How new weights reach the servers: ``shared_memory``, ``gloo``, ``nccl``, ``cuda_ipc``, ``disk``, or ``auto``
-    (the fastest that works here)."""
+    (the fastest that works here); ``lora``: adapters alone, where ``train.lora`` trains them."""
     quantization: str | None = None
     """``fp8`` (a scale for each tensor) or ``fp8_block`` (for each 128 x 128 block): linear layers only, cast at each
     publication. Default: ``model.dtype``."""

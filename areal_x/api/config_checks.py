@@ -14,6 +14,7 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import check_library, split_library
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
+from areal_x.api.train_checks import check_lora
 
 __all__ = ["MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
 
@@ -359,6 +360,7 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_run,
     _check_rollout,
     _check_train,
+    check_lora,
     _check_algorithm,
     _check_data,
     _check_model,

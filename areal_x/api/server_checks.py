@@ -28,7 +28,7 @@ SERVER_ENGINES = ("sglang", "vllm")
 """Inference servers that a run can train with."""
 ENGINES = ("embedded", "openai", *SERVER_ENGINES)
 """Inference back ends that can be chosen (``rollout.engine``)."""
-WEIGHT_WAYS = ("cuda_ipc", "disk", "gloo", "nccl", "shared_memory")
+WEIGHT_WAYS = ("cuda_ipc", "disk", "gloo", "lora", "nccl", "shared_memory")
 """Ways that weights take to servers (``rollout.server.weights``), beside ``auto``."""
 _LAUNCH_KEYS = (
     "python",
@@ -275,8 +275,10 @@ def check_way(rollout: RolloutConfig, way: str, on_cpu: bool) -> None:
     one_of(key, way, ("auto", *WEIGHT_WAYS))
     if way in ("nccl", "cuda_ipc") and on_cpu:
         raise bad_value(key, way, "needs a GPU, and servers compute on a CPU; use auto, shared_memory, gloo or disk")
-    if way in ("nccl", "cuda_ipc", "shared_memory") and rollout.base_urls:
+    if way in ("nccl", "cuda_ipc", "lora", "shared_memory") and rollout.base_urls:
         raise bad_value(key, way, "needs servers that the run starts itself; use auto or disk with rollout.base_urls")
+    if way == "lora":
+        _check_adapters_served(rollout, on_cpu)
     far = [url for url in rollout.base_urls if not is_loopback(urlsplit(url).hostname or "")]
     if way == "gloo" and far:
         fix = f"reaches servers of this machine, and {far[0]} is on another; use disk, with a folder that both see"
@@ -289,6 +291,20 @@ def check_way(rollout: RolloutConfig, way: str, on_cpu: bool) -> None:
         servers = rollout.server.num_servers
         fix = f"only one of {servers} servers has the trainer's GPU; use shared_memory, or num_servers=1"
         raise bad_value(key, way, fix)
+
+
+def _check_adapters_served(rollout: RolloutConfig, on_cpu: bool) -> None:
+    key = "rollout.server.weights"
+    if rollout.engine == "sglang" and on_cpu:
+        raise bad_value(key, "lora", "SGLang serves adapters on a GPU only; use auto (merged weights), or vllm")
+    if rollout.colocated:
+        fix = "servers that sleep lose the base, and only adapters are sent; use auto with rollout.colocated=true"
+        raise bad_value(key, "lora", fix)
+    if rollout.server.quantization is not None:
+        fix = (
+            f"adapters are not served on a base in {rollout.server.quantization}; set rollout.server.quantization=null"
+        )
+        raise bad_value(key, "lora", fix)
 
 
 def _check_quantization(config: ExperimentConfig) -> None:

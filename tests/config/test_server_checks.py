@@ -70,7 +70,7 @@ def made(tmp_path: Path, changes: dict[str, Any], engine: str = "vllm") -> Exper
         ({"server.gpus": [0, 0], "server.num_servers": 2}, "must be different numbers"),
         ({"server.gpus": [-1]}, "must be different numbers"),
         ({"server.gpus": [0], "server.num_servers": 2}, "2 servers with 1 GPUs each (tensor_parallel) take 2"),
-        ({"server.weights": "rdma"}, "must be one of auto, cuda_ipc, disk, gloo, nccl, shared_memory"),
+        ({"server.weights": "rdma"}, "must be one of auto, cuda_ipc, disk, gloo, lora, nccl, shared_memory"),
         ({"server.weights": "nccl", "model.device": "cpu"}, "rollout.server.weights=nccl: needs a GPU"),
         ({"server.weights": "cuda_ipc", "model.device": "cpu"}, "rollout.server.weights=cuda_ipc: needs a GPU"),
         ({"server.weights": "nccl", "base_urls": [URL]}, "needs servers that the run starts itself"),

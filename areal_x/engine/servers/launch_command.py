@@ -35,8 +35,7 @@ class LaunchSettings:
     can_sleep: bool = False
     """Colocated with the trainer: it gives its memory back while the trainer works."""
     lora_rank: int = 0
-    """The largest rank of adapters that it serves; 0: none. For programs that publish adapters (``transfer/lora.py``);
-    no setting of a run leads here."""
+    """The largest rank of adapters that it serves; 0: none."""
     trust_remote_code: bool = False
     api_key: str | None = field(default=None, repr=False)
     args: tuple[str, ...] = ()

@@ -59,8 +59,8 @@ class SglangDialect(ServerDialect):
     Truncated sampling (``top_p`` below 1 or ``top_k``) has NaN log-probabilities: SGLang's are those before truncation.
 
     Args:
-        adapter: name of the LoRA adapter that requests are answered by, for programs that publish adapters
-            (``transfer/lora.py``); default: the model itself, as in every run.
+        adapter: name of the LoRA adapter that requests are answered by, where adapters are published
+            (``transfer/lora.py``); default: the model itself.
     """
 
     name = "sglang"

@@ -50,8 +50,8 @@ class VllmDialect(ServerDialect):
     """One server of vLLM, 0.32.
 
     Args:
-        adapter: name of the LoRA adapter that requests are answered by, for programs that publish adapters
-            (``transfer/lora.py``); default: the model itself, as in every run.
+        adapter: name of the LoRA adapter that requests are answered by, where adapters are published
+            (``transfer/lora.py``); default: the model itself.
         max_plain_tokens: completions of at most so many tokens are not streamed. Where the server sends no message
             before that, a stream would save nothing but the first token and costs both sides a third more time.
     """

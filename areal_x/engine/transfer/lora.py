@@ -82,7 +82,7 @@ class LoraTransport(WeightTransport):
     ) -> None:
         tensors = list(named_tensors)
         _check([(name, tuple(tensor.shape)) for name, tensor in tensors], facts)
-        self._facts = facts
+        self.facts = facts
         self._layout = TensorLayout(tensors, dtype)
         self._folders = VersionFolders(directory)
 
@@ -104,12 +104,12 @@ class LoraTransport(WeightTransport):
         self._folders.add(version, folder)
 
     def _add_config(self, folder: Path) -> None:
-        write_json(folder / "adapter_config.json", self._facts.config())
+        write_json(folder / "adapter_config.json", self.facts.config())
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
         path = str(self._folders.newest)
-        return {"way": self.way, "name": self._facts.name, "path": path, "version": self._folders.version}
+        return {"way": self.way, "name": self.facts.name, "path": path, "version": self._folders.version}
 
     def close(self) -> None:
         """Remove all folders. Safe to call twice."""

@@ -90,4 +90,5 @@ def make_transport(
         return CudaIpcTransport(layout, device=tensors[0][1].device, engine=engine)
     if way == "disk":
         return DiskTransport(layout, directory, model_path)
-    raise ConfigError(f"rollout.server.weights={way}: it must be one of {', '.join(WEIGHT_WAYS)}")
+    whole = ", ".join(known for known in WEIGHT_WAYS if known != "lora")
+    raise ConfigError(f"rollout.server.weights={way}: it must be one of {whole}")
