@@ -23,6 +23,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 BROAD_HANDLERS: dict[str, str] = {
     "areal_x/api/reward_api.py::_await": "a user's reward coroutine",
     "areal_x/engine/inference/worker.py::main": "the engine's process",
+    "areal_x/engine/ranks/rank_channel.py::travels": "an exception of any class, whose pickling runs its own code",
+    "areal_x/engine/ranks/rank_host.py::outcome_of": "a rank: what it raises is raised again in the driver",
     "areal_x/launch/reward_check/check.py::_users_step": "the start() and close() of a user's reward",
     "areal_x/process_pool/lost_calls.py::encode_arguments": "a user's arguments, whose pickling runs user code",
     "areal_x/process_pool/worker.py::_body": "a user's value or exception, whose pickling and printing run user code",
@@ -57,6 +59,7 @@ SERVER_SIDE: dict[str, str] = {
 
 PICKLE_FILES: dict[str, str] = {
     "areal_x/engine/inference/messages.py": "between the driver and the engine process that it started",
+    "areal_x/engine/ranks/rank_channel.py": "between the driver and the ranks that it started",
     "areal_x/process_pool/function_transfer.py": "functions on their way to a worker process",
     "areal_x/process_pool/wire.py": "calls on their way to a worker process",
     "areal_x/process_pool/worker_link.py": "results of a worker process, with a table of allowed classes",

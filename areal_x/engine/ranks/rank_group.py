@@ -31,7 +31,7 @@ class RankGroup(ABC):
         """Make ``role`` on each rank: ``factory(ranks=RankContext, **kwargs)``, named ``package.module:function``.
 
         Raises:
-            what the factory raised on the lowest rank that failed; ``EngineDiedError`` when a rank ended.
+            what the factory raised, and ``EngineDiedError``, as in ``call``.
         """
 
     @abstractmethod
@@ -42,9 +42,17 @@ class RankGroup(ABC):
             The results in the order of ranks.
 
         Raises:
-            what the method raised, if it raised on a rank (the lowest one's); the ranks stay usable when it raised on
-            all of them alike. ``EngineDiedError`` with the rank's number, how it ended and its last lines when a rank
-            ended, within 30 s; the others are stopped then.
+            what the method raised when it raised the same type on every rank (the lowest one's; the ranks stay
+            usable). ``EngineDiedError``, with the rank's number, how it ended and its last lines, when a rank ended,
+            raised while not all others did, or gave no answer in time; within 30 s, and all ranks are stopped then.
+        """
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Block, in a thread of its own, until the ranks are closed: hears of a death while no call is under way.
+
+        Raises:
+            EngineDiedError: a rank ended.
         """
 
     @abstractmethod
