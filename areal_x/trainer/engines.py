@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.weights import SharedWeights
 from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
 
-__all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "stage_weights"]
+__all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "published_weights", "stage_weights"]
 
 
 def check_device_budget(
@@ -73,6 +74,11 @@ def _transport(config: ExperimentConfig, train_engine: FSDPEngine, model_path: s
     if way == "auto":
         way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers)
     check_way(rollout, way, on_cpu)
+    if way == "lora":
+        from areal_x.engine.transfer.lora import LoraTransport
+
+        facts, dtype = train_engine.adapter_facts, train_engine.inference_dtype
+        return LoraTransport(train_engine.named_adapters(), facts, directory=run_dir / "weights", dtype=dtype)
     return make_transport(
         way,
         train_engine.named_weights(),
@@ -87,9 +93,16 @@ def _transport(config: ExperimentConfig, train_engine: FSDPEngine, model_path: s
 
 
 def needs_first_weights(config: ExperimentConfig) -> bool:
-    """Whether the trainer's weights have to be published before the first request: a warm start has changed them, or
-    servers that ran before may hold any others."""
-    return config.starts_warm or bool(config.rollout.base_urls)
+    """Whether the trainer's weights have to be published before the first request: a warm start has changed them,
+    servers that ran before may hold any others, or requests name an adapter that servers do not have yet."""
+    return config.starts_warm or bool(config.rollout.base_urls) or config.rollout.server.weights == "lora"
+
+
+def published_weights(
+    config: ExperimentConfig, train_engine: FSDPEngine
+) -> Callable[[], Iterable[tuple[str, torch.Tensor]]]:
+    """What each publication copies out: all weights, or adapters alone."""
+    return train_engine.named_adapters if config.rollout.server.weights == "lora" else train_engine.named_weights
 
 
 def make_inference_engine(

@@ -109,7 +109,7 @@ async def run_training(config: ExperimentConfig) -> None:
         staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
         engines.check_device_budget(config, train_engine, staging)
         engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
-        weight_sync = StagedSync(train_engine.named_weights, staging, [engine])
+        weight_sync = StagedSync(engines.published_weights(config, train_engine), staging, [engine])
         await start_engine(run, engine, tokenizer, train_engine)
         if engines.needs_first_weights(config):
             await weight_sync.stage(train_engine.version)
