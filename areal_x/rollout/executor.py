@@ -35,12 +35,12 @@ from areal_x.rollout.deadlines import EpisodeDeadlines
 from areal_x.rollout.episode import EngineTraffic, Episode, EpisodeGenerator, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
 from areal_x.rollout.finish_group import GroupFinisher, GroupHooks, is_waiting
+from areal_x.rollout.group_source import GroupSource
 from areal_x.rollout.groups import FailurePolicy, PendingGroup
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
 from areal_x.rollout.parts import ReadyLimit
-from areal_x.rollout.ready import ReadyGroup, ReadyGroups
-from areal_x.rollout.staleness import OverAgeCounts, StalenessBudget, mask_over_age
+from areal_x.rollout.staleness import StalenessBudget
 
 __all__ = ["RolloutExecutor"]
 
@@ -48,7 +48,7 @@ _STOP_SECONDS = 3.0
 _MAX_REJECTED_STEPS, _MIN_REJECTED_GROUPS = 16, 256
 
 
-class RolloutExecutor:
+class RolloutExecutor(GroupSource):
     """Keeps episodes in flight under the staleness bound and hands complete groups to the trainer.
 
     Args:
@@ -93,18 +93,18 @@ class RolloutExecutor:
         on_span: Callable[[str, float, float], None] | None = None,
     ) -> None:
         max_staleness = config.max_staleness if bounded else None
-        self.budget = StalenessBudget(groups_per_step, config.group_size, max_staleness, config.max_concurrent, version)
+        budget = StalenessBudget(groups_per_step, config.group_size, max_staleness, config.max_concurrent, version)
         max_rejected = max(_MIN_REJECTED_GROUPS, _MAX_REJECTED_STEPS * groups_per_step)
-        self._failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window, max_rejected)
-        self._ledger = EpisodeLedger(self._failures, on_record, on_span)
+        failures = FailureBudget(config.max_failures_in_a_row, max_failure_rate, failure_window, max_rejected)
         self._workflow = workflow
         self._items = items
         min_samples = min_samples if min_samples is not None else min(2, config.group_size)
         policy = FailurePolicy.parse(on_failure)
         seconds = config.episode_timeout_seconds
         self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), seconds, self._on_group_scored)
+        ledger, limit = EpisodeLedger(failures, on_record, on_span), ReadyLimit(max_ready_groups, groups_per_step)
+        super().__init__(budget, failures, ledger, self._finisher, limit)
         self._on_group = on_group
-        self._ready_limit = ReadyLimit(max_ready_groups, groups_per_step)
         queue = config.num_slots if max_ready_groups is None else max(config.group_size, config.num_slots // 4)
         self._max_requests = config.num_slots + queue
         self._traffic = EngineTraffic(engine, self._schedule_tick)
@@ -114,8 +114,7 @@ class RolloutExecutor:
         self._episodes: dict[asyncio.Task[Any], Episode] = {}
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._open_groups: dict[int, PendingGroup] = {}
-        self._ready, self._over_age = ReadyGroups(self._nothing_comes), OverAgeCounts()
-        self._next_group_id = self._num_fresh = 0
+        self._num_fresh = 0
         self._items_ended = self._tick_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -153,47 +152,10 @@ class RolloutExecutor:
         self._end_run(None)
         await self._shut_down()
 
-    async def next_batch(self, version: int | None = None) -> list[TrajectoryGroup]:
-        """The groups of one whole train step, the oldest that are ready, by their ids. See ``next_groups``."""
-        num_groups = self.budget.groups_per_step
-        return await self.next_groups(num_groups, num_groups, version)
-
-    async def next_groups(self, at_most: int, at_least: int = 1, version: int | None = None) -> list[TrajectoryGroup]:
-        """Wait for ``at_least`` ready groups and take the oldest, ``at_most`` so many.
-
-        Tokens too old for a train step on weights ``version`` (default: those published last) are masked;
-        ``take_over_age`` tells how many. A trainer that accumulates gradients can take the parts of one step as they
-        come: samples that finish while the step is under way then still join it, and fewer of their tokens are too
-        old.
-
-        Raises:
-            DataError: the items ended and so many groups will never be ready.
-            Exception: what ended the run.
-        """
-        if not 1 <= at_least <= at_most:
-            raise ValueError(f"cannot take at least {at_least} and at most {at_most} groups")
-        self._ready_limit.on_asked(len(self._ready) < at_least)
-        await self._ready.wait(at_least, self._schedule_tick)
-        self._raise_if_ended()
-        if len(self._ready) < at_least:
-            raise self._ready.too_few(at_least, self._next_group_id, self._failures.first_failure)
-        return self._take(at_most, self.budget.version if version is None else version)
-
-    async def remaining_groups(self, version: int | None = None) -> list[TrajectoryGroup]:
-        """Wait until the items have ended and every episode has run, and take all groups; raises what ended the run."""
-        await self._ready.wait(1 << 62, self._schedule_tick)
-        self._raise_if_ended()
-        return self._take(len(self._ready), self.budget.version if version is None else version)
-
     def on_published(self, version: int) -> None:
         """Weights of ``version`` are live in the engine: the places of the step before are free."""
         self.budget.on_published(version)
         self._schedule_tick()
-
-    def take_over_age(self) -> OverAgeCounts:
-        """What masking did to the groups taken since the last call."""
-        counts, self._over_age = self._over_age, OverAgeCounts()
-        return counts
 
     @property
     def counts(self) -> EpisodeCounts:
@@ -213,7 +175,7 @@ class RolloutExecutor:
     def check_conservation(self) -> None:
         """Compare the books with the episodes that are there; raises ``AssertionError`` when one was lost."""
         num_open = sum(episode.end is None for group in self._open_groups.values() for episode in group.episodes)
-        self.counts.check(num_open + self._ready.num_episodes)
+        self.counts.check(num_open + self._ready.num_episodes + self._verdicts.num_held_episodes)
 
     # ---- admission --------------------------------------------------------------------------------------------------
 
@@ -339,29 +301,14 @@ class RolloutExecutor:
 
     def _complete_group(self, pending: PendingGroup) -> None:
         self.budget.on_episodes_ended(pending.num_waiting)
-        assembled, rejected_because = self._finisher.finish(pending)
+        ready = self._verdicts.on_complete(pending)
         del self._open_groups[pending.group_id]
-        self._ledger.close_assembled(assembled)
-        if assembled.group is not None and rejected_because is None:
-            self.budget.on_accepted()
-            self._ready.put(ReadyGroup(pending.group_id, assembled.group, assembled.kept))
+        if ready is not None:
+            self._ready.put(ready)
             if self._on_group is not None:
-                self._on_group(assembled.group)
-        else:
-            self.budget.on_rejected()
-            self._ledger.close_all(assembled.kept, "rejected", rejected_because)
-        self._failures.on_group(rejected_because is None, self.counts.rejected)
+                self._on_group(ready.group)
 
-    # ---- consumption ------------------------------------------------------------------------------------------------
-
-    def _take(self, num_groups: int, version: int) -> list[TrajectoryGroup]:
-        taken = self._ready.take(num_groups)
-        self._ledger.close_all((episode for ready in taken for episode in ready.kept), "trained")
-        groups = [ready.group for ready in taken]
-        self._over_age.add(mask_over_age(groups, version, self.budget.max_staleness))
-        self.check_conservation()
-        self._schedule_tick()
-        return groups
+    # ---- the end ----------------------------------------------------------------------------------------------------
 
     def _nothing_comes(self) -> bool:
         return self._stopped or (self._items_ended and not self._open_groups)
@@ -371,8 +318,6 @@ class RolloutExecutor:
             raise self._error
         if self._stopped:
             raise RuntimeError("the rollout executor was stopped")
-
-    # ---- the end ----------------------------------------------------------------------------------------------------
 
     def _end_run(self, error: BaseException | None) -> None:
         if self._stopped:
@@ -396,4 +341,4 @@ class RolloutExecutor:
         unfinished = [e for group in self._open_groups.values() for e in group.episodes if e.end is None]
         untrained = [episode for ready in self._ready.take(len(self._ready)) for episode in ready.kept]
         self._open_groups.clear()
-        self._ledger.close_all([*unfinished, *untrained], "cancelled")
+        self._ledger.close_all([*unfinished, *untrained, *self._verdicts.give_up()], "cancelled")

@@ -22,13 +22,17 @@ ScoreGroup = Callable[[Sequence[RewardOutcome]], Awaitable[list[RewardOutcome]]]
 class GroupHooks:
     """What is done to a complete group, in this order.
 
-    ``score_group`` scores its samples together, where the reward is one of whole groups; ``post_process`` changes the
-    rewards of a group that is large enough; ``group_filter`` gives true to keep it, false or a reason to reject it.
+    ``score_group`` scores its samples together, where the reward is one of whole groups. ``early_filter`` sees the rule
+    rewards; reward models score what it keeps, in the trainer, where ``waits_for_models`` says that there are some.
+    ``post_process`` changes the rewards of a group that is large enough. A filter gives true to keep a group, false or
+    a reason to reject it.
     """
 
     score_group: ScoreGroup | None = None
     post_process: Callable[[TrajectoryGroup], None] | None = None
     group_filter: GroupFilter | None = None
+    early_filter: GroupFilter | None = None
+    waits_for_models: bool = False
 
 
 class GroupFinisher:
@@ -55,6 +59,7 @@ class GroupFinisher:
         self._hooks = hooks
         self._timeout_seconds = timeout_seconds
         self._on_scored = on_scored
+        self.waits_for_models = hooks.waits_for_models
         self.tasks: set[asyncio.Task[list[RewardOutcome]]] = set()
 
     def start_scoring(self, pending: PendingGroup) -> bool:
@@ -93,6 +98,17 @@ class GroupFinisher:
                 trajectory.outcome = finals.get(id(trajectory.outcome), trajectory.outcome)
         return scored
 
+    def finish_early(self, pending: PendingGroup) -> tuple[AssembledGroup, str | None]:
+        """As ``finish``, before reward models have scored: failure policy and early filter alone.
+
+        Raises:
+            RewardError: as ``finish``.
+        """
+        assembled = assemble_group(pending, self._policy, self._min_samples)
+        if assembled.group is None:
+            return assembled, "group_too_small"
+        return assembled, _rejection(self._hooks.early_filter, assembled.group, "early_filter")
+
     def finish(self, pending: PendingGroup) -> tuple[AssembledGroup, str | None]:
         """Apply the failure policy, post-process and filter; also says why the group is rejected (None: it is not).
 
@@ -104,10 +120,15 @@ class GroupFinisher:
             return assembled, "group_too_small"
         if self._hooks.post_process is not None:
             self._hooks.post_process(assembled.group)
-        verdict = self._hooks.group_filter is None or self._hooks.group_filter(assembled.group)
-        if isinstance(verdict, str):
-            return assembled, verdict or "filter"
-        return assembled, None if verdict else "filter"
+        return assembled, _rejection(self._hooks.group_filter, assembled.group, "filter")
+
+
+def _rejection(group_filter: GroupFilter | None, group: TrajectoryGroup, name: str) -> str | None:
+    """Why a filter rejects a group; ``None``: it does not."""
+    verdict = group_filter is None or group_filter(group)
+    if isinstance(verdict, str):
+        return verdict or name
+    return None if verdict else name
 
 
 def is_waiting(episode: Episode) -> bool:

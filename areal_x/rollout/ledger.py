@@ -119,14 +119,18 @@ class EpisodeLedger:
         for trajectory in episode.trajectories:
             self._account_score(trajectory.outcome)
 
+    def account_scores(self, outcomes: Iterable[RewardOutcome]) -> None:
+        """Count scores that came apart from their episodes; raises ``FailureBudgetError`` if one was too many."""
+        for outcome in outcomes:
+            self._account_score(outcome)
+
     def account_group_scores(self, outcomes: Sequence[RewardOutcome]) -> None:
         """The samples of a complete group were scored together.
 
         Raises:
             FailureBudgetError: a failure was one too many.
         """
-        for outcome in outcomes:
-            self._account_score(outcome)
+        self.account_scores(outcomes)
         if self._on_span is not None and outcomes and outcomes[0].started_at:
             self._on_span("scoring", outcomes[0].started_at, outcomes[0].started_at + outcomes[0].seconds)
 

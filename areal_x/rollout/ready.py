@@ -10,16 +10,18 @@ from typing import NamedTuple
 from areal_x.api.errors import DataError
 from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.episode import Episode
+from areal_x.rollout.groups import PendingGroup
 
 __all__ = ["ReadyGroup", "ReadyGroups"]
 
 
 class ReadyGroup(NamedTuple):
-    """A complete group and those of its episodes that will be trained. Ordered by ``group_id``, which is unique."""
+    """A complete group and its episodes that have no end yet. Ordered by ``group_id``, which is unique."""
 
     group_id: int
     group: TrajectoryGroup
     kept: list[Episode]
+    pending: PendingGroup
 
 
 class ReadyGroups:
@@ -41,7 +43,7 @@ class ReadyGroups:
 
     @property
     def num_episodes(self) -> int:
-        """Episodes that will be trained, of all groups."""
+        """Episodes without an end, of all groups."""
         return sum(len(ready.kept) for ready in self._heap)
 
     def put(self, ready: ReadyGroup) -> None:

@@ -103,6 +103,10 @@ class StalenessBudget:
         """A running group will not be trained; its place is free again."""
         self.num_running_groups -= 1
 
+    def on_taken_back(self) -> None:
+        """A group that was accepted will not be trained after all; its place is free again."""
+        self.num_accepted_groups -= 1
+
     def on_published(self, version: int) -> None:
         """Weights of ``version`` are live in the engine."""
         if version < self.version:
