@@ -23,6 +23,7 @@ from areal_x.api.engine_api import (
     EngineHealth,
     Generator,
     InferenceEngine,
+    PolicyFacts,
     TrainEngine,
     WeightSync,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "ObserveConfig",
     "OverlongConfig",
     "PendingScore",
+    "PolicyFacts",
     "PromptTooLongError",
     "RequestError",
     "Reward",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from areal_x.api.records import FloatArray, ModelRequest, ModelResponse, TrainBa
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EngineHealth", "Generator", "InferenceEngine", "TrainEngine", "WeightSync"]
+__all__ = ["EngineHealth", "Generator", "InferenceEngine", "PolicyFacts", "TrainEngine", "WeightSync"]
 
 
 @runtime_checkable
@@ -107,10 +108,35 @@ class InferenceEngine(ABC):
         """Stop the engine and free what it holds. Safe to call twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyFacts:
+    """What a run has to know of the policy that it trains, wherever its weights are."""
+
+    device: str
+    """Where it is trained: ``cpu``, ``cuda:0``; of several ranks, each has one like this."""
+    inference_dtype: torch.dtype
+    """What engines that take its weights compute in."""
+    weights: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name and shape of what ``named_weights`` gives, in its order."""
+    vocabulary_size: int
+    has_reference: bool
+    """Whether a frozen copy of the weights is kept, too."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all weights, tied ones once."""
+        return sum(math.prod(shape) for _, shape in self.weights)
+
+
 class TrainEngine(ABC):
-    """A policy that can be trained. ``version`` counts publications."""
+    """A policy that can be trained, in this process or on ranks. ``version`` counts publications."""
 
     version: int
+
+    @property
+    @abstractmethod
+    def facts(self) -> PolicyFacts:
+        """See ``PolicyFacts``."""
 
     @abstractmethod
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
@@ -130,6 +156,14 @@ class TrainEngine(ABC):
 
     def release_memory(self) -> None:  # noqa: B027 (an engine may keep nothing back)
         """Give the device what no tensor holds, so that another process can take it."""
+
+    @abstractmethod
+    def sft_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser step on the mean negative log-likelihood of the masked tokens, at temperature 1."""
+
+    @abstractmethod
+    def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
+        """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
 
     @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:

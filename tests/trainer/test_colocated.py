@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from areal_x.api.config import ExperimentConfig
-from areal_x.api.engine_api import Generator, TrainEngine
+from areal_x.api.engine_api import Generator, PolicyFacts, TrainEngine
 from areal_x.api.errors import ConfigError, EngineDiedError
 from areal_x.api.records import FloatArray, ModelRequest, SamplingParams, TrainBatch, Trajectory
 from areal_x.api.reward_records import RewardOutcome
@@ -79,6 +79,15 @@ class DeviceTrainer(TrainEngine):
         return {}
 
     def discard(self) -> None: ...
+
+    @property
+    def facts(self) -> PolicyFacts:
+        raise NotImplementedError
+
+    def sft_step(self, batch: TrainBatch) -> dict[str, float]:
+        raise NotImplementedError
+
+    def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None: ...
 
     def logprobs(self, batch: TrainBatch) -> FloatArray:
         raise NotImplementedError

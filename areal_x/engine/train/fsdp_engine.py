@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
-from areal_x.api.engine_api import TrainEngine
+from areal_x.api.engine_api import PolicyFacts, TrainEngine
 from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.train.batch_checks import check_train_batch
@@ -95,6 +95,17 @@ class FSDPEngine(TrainEngine):
         self._totals: StepTotals | None = None
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+
+    @property
+    def facts(self) -> PolicyFacts:
+        """See ``TrainEngine.facts``."""
+        return PolicyFacts(
+            device=str(self.device),
+            inference_dtype=self.inference_dtype,
+            weights=tuple((name, tuple(weight.shape)) for name, weight, _ in published_parameters(self.model)),
+            vocabulary_size=embedding_rows(self.model),
+            has_reference=self.reference is not None,
+        )
 
     def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
         """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
