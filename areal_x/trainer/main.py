@@ -13,6 +13,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from areal_x.api.config import ExperimentConfig
+from areal_x.trainer.given import Given
 from areal_x.trainer.session import run_evaluation, run_supervised, run_training
 
 __all__ = ["evaluate", "sft", "train"]
@@ -20,19 +21,19 @@ __all__ = ["evaluate", "sft", "train"]
 INTERRUPTED = 130
 
 
-def train(config: ExperimentConfig) -> int:
+def train(config: ExperimentConfig, given: Given | None = None) -> int:
     """Warm start if asked, evaluate, train, evaluate, write the policy and the report. Returns the exit status."""
-    return _run(run_training(config))
+    return _run(run_training(config, given or Given()))
 
 
-def sft(config: ExperimentConfig) -> int:
+def sft(config: ExperimentConfig, given: Given | None = None) -> int:
     """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
-    return _run(run_supervised(config))
+    return _run(run_supervised(config, given or Given()))
 
 
-def evaluate(config: ExperimentConfig) -> int:
+def evaluate(config: ExperimentConfig, given: Given | None = None) -> int:
     """Measure ``model.path`` on the held-out items."""
-    return _run(run_evaluation(config))
+    return _run(run_evaluation(config, given or Given()))
 
 
 def _run(session: Coroutine[Any, Any, None]) -> int:

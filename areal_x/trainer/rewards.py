@@ -14,6 +14,7 @@ from areal_x.api.records import TrajectoryGroup
 from areal_x.api.reward_api import AsyncRewardWrapper
 from areal_x.api.reward_base import Reward
 from areal_x.api.reward_set import RewardSet, WeightedReward
+from areal_x.api.travelling import by_value
 from areal_x.process_pool import ProcessPool
 from areal_x.reward.configured import reward_function
 from areal_x.rollout.dataset import Items
@@ -28,11 +29,14 @@ __all__ = [
 ]
 
 
-def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -> Reward:
-    """The configured reward, or the weighted set of several, with synchronous ones in ``pool``; not yet started."""
-    if not reward.rewards:
+def build_reward(
+    reward: RewardConfig, dataset: str | None, pool: ProcessPool, given: Callable[..., Any] | None = None
+) -> Reward:
+    """The given or configured reward, or the weighted set of several, with synchronous ones in ``pool``; not yet
+    started."""
+    if given is not None or not reward.rewards:
         return AsyncRewardWrapper(
-            reward_function("", reward, dataset),
+            reward_function("", reward, dataset) if given is None else by_value(given),
             reward.timeout_seconds,
             pool=pool,
             reward_key=reward.reward_key,
@@ -53,8 +57,13 @@ def build_reward(reward: RewardConfig, dataset: str | None, pool: ProcessPool) -
     return RewardSet(members, reward.reward_key)
 
 
-async def start_reward(config: ExperimentConfig, items: Items, stack: AsyncExitStack) -> Reward:
+async def start_reward(
+    config: ExperimentConfig, items: Items, stack: AsyncExitStack, given: Callable[..., Any] | None = None
+) -> Reward:
     """The run's reward on the run's process pool, its modules imported before any deadline runs; closed by ``stack``.
+
+    Args:
+        given: a function to use in place of the configured reward.
 
     Raises:
         ConfigError: the reward cannot be built or started.
@@ -65,7 +74,7 @@ async def start_reward(config: ExperimentConfig, items: Items, stack: AsyncExitS
         memory_limit_bytes=int(config.reward.memory_limit_gib * 2**30),
     )
     stack.push_async_callback(pool.close)
-    reward = build_reward(config.reward, items.name, pool)
+    reward = build_reward(config.reward, items.name, pool, given)
     check_items(reward, items, config.data.prompt_key)
     stack.push_async_callback(reward.close)
     await reward.start()

@@ -20,6 +20,7 @@ from areal_x.engine.servers.text_tokenizer import TextTokenizer
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.rollout.dataset import Items, load_dataset_items
 from areal_x.rollout.finish_group import GroupFilter
+from areal_x.trainer.given import Given
 from areal_x.workflow.build import build_workflow
 
 __all__ = [
@@ -87,9 +88,12 @@ def sampling_params(sampling: SamplingConfig) -> SamplingParams:
 
 
 def make_workflow(
-    config: ExperimentConfig, tokenizer: Any, reward: Reward, sampling: SamplingConfig
+    config: ExperimentConfig, tokenizer: Any, reward: Reward, sampling: SamplingConfig, given: Given | None = None
 ) -> RolloutWorkflow:
-    """The configured workflow with its own sampling parameters."""
+    """The given or configured workflow with its own sampling parameters; an instance that is given is used as it is."""
+    own = None if given is None else given.workflow
+    if isinstance(own, RolloutWorkflow):
+        return own
     available = {
         "reward_fn": reward,
         "tokenizer": tokenizer,
@@ -98,7 +102,7 @@ def make_workflow(
         "system_prompt": config.data.system_prompt,
         "chat_template": config.data.chat_template,
     }
-    return build_workflow(config.workflow.path, available, config.workflow.kwargs)
+    return build_workflow(own or config.workflow.path, available, config.workflow.kwargs)
 
 
 def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
@@ -112,8 +116,10 @@ def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
     )
 
 
-def load_filter(config: ExperimentConfig) -> GroupFilter | None:
+def load_filter(config: ExperimentConfig, given: Given | None = None) -> GroupFilter | None:
     """The user's filter of complete groups, if any."""
+    if given is not None and given.group_filter is not None:
+        return given.group_filter
     if config.rollout.filter is None:
         return None
     loaded: GroupFilter = load_object(config.rollout.filter, "rollout.filter")

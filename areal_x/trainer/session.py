@@ -7,7 +7,7 @@ import gc
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import engines, roles
 from areal_x.trainer.evaluation import Evaluator
+from areal_x.trainer.given import Given
 from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.step_report import StepReporter
@@ -50,6 +51,7 @@ class Run:
     writer: RunWriter
     display: RunDisplay
     thread: TrainerThread
+    given: Given = field(default_factory=Given)
 
     def add_rollout_span(self, lane: str, start: float, end: float) -> None:
         """Report what an episode did; the episode as a whole would only repeat its parts."""
@@ -58,13 +60,13 @@ class Run:
 
 
 @asynccontextmanager
-async def open_run(config: ExperimentConfig, total_steps: int) -> AsyncIterator[Run]:
+async def open_run(config: ExperimentConfig, total_steps: int, given: Given | None = None) -> AsyncIterator[Run]:
     """Read the data, make the directory, open the files; close them whatever happens."""
     # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
     thread = TrainerThread()
     data = await thread.call(roles.load_data, config)
     async with open_files(config, total_steps, thread) as (directory, writer, display):
-        yield Run(config, data, directory, writer, display, thread)
+        yield Run(config, data, directory, writer, display, thread, given or Given())
 
 
 @asynccontextmanager
@@ -90,21 +92,23 @@ async def open_files(
             shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.
 
 
-async def run_training(config: ExperimentConfig) -> None:
+async def run_training(config: ExperimentConfig, given: Given) -> None:
     """See ``main.train``."""
-    async with open_run(config, config.train.total_steps) as run, AsyncExitStack() as stack:
+    async with open_run(config, config.train.total_steps, given) as run, AsyncExitStack() as stack:
         thread = run.thread
-        reward = await start_reward(config, run.data.train, stack)
+        reward = await start_reward(config, run.data.train, stack, given.reward_fn)
         check_items(reward, run.data.held_out, config.data.prompt_key)
         check_group_size(reward, "rollout.group_size", config.rollout.group_size)
         check_held_out_groups(config, run.data, reward)
-        hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config))
+        hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config, given))
         run.display.phase("loading the model")
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
-        workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling)
+        workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling, given)
         evaluation_reward = with_evaluation_key(config, reward)
-        evaluation_workflow = roles.make_workflow(config, tokenizer, evaluation_reward, config.evaluation.sampling)
+        evaluation_workflow = roles.make_workflow(
+            config, tokenizer, evaluation_reward, config.evaluation.sampling, given
+        )
         train_engine = await thread.call(roles.make_train_engine, config, model_path)
         staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
         engines.check_device_budget(config, train_engine, staging)
@@ -169,9 +173,9 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
         await executor.stop()
 
 
-async def run_supervised(config: ExperimentConfig) -> None:
+async def run_supervised(config: ExperimentConfig, given: Given) -> None:
     """See ``main.sft``."""
-    async with open_run(config, config.sft.steps) as run:
+    async with open_run(config, config.sft.steps, given) as run:
         model_path = await run.thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, model_path)
         train_engine = await run.thread.call(roles.make_train_engine, config, model_path)
@@ -186,17 +190,17 @@ async def supervise(run: Run, tokenizer: Any, train_engine: FSDPEngine) -> None:
     await warm_start(run.config, items, tokenizer, train_engine, run.thread, writer=run.writer, display=run.display)
 
 
-async def run_evaluation(config: ExperimentConfig) -> None:
+async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
     """See ``main.evaluate``."""
-    async with open_run(config, 0) as run, AsyncExitStack() as stack:
+    async with open_run(config, 0, given) as run, AsyncExitStack() as stack:
         if not run.data.held_out:
             raise DataError("there is nothing to evaluate on; set data.eval_path")
         if config.model.path is None and config.rollout.engine != "openai":
             raise ConfigError("model.path is not set; name the model to evaluate")
-        reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack))
+        reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack, given.reward_fn))
         check_held_out_groups(config, run.data, reward)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
-        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling)
+        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling, given)
         engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack)
         run.display.phase("starting the inference engine")
         await engine.start()

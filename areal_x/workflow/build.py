@@ -10,7 +10,7 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import load_object, nearest
 from areal_x.api.workflow_api import RolloutWorkflow
 
-__all__ = ["build_workflow", "load_workflow_class"]
+__all__ = ["build_workflow", "check_workflow_class", "load_workflow_class"]
 
 
 def load_workflow_class(path: str, kwargs: Mapping[str, Any]) -> type[RolloutWorkflow]:
@@ -20,14 +20,24 @@ def load_workflow_class(path: str, kwargs: Mapping[str, Any]) -> type[RolloutWor
         ConfigError: nothing there, not a workflow, or an argument that the constructor does not take.
     """
     found = load_object(path, "workflow.path")
+    return check_workflow_class(f"workflow.path={path!r}", found, kwargs)
+
+
+def check_workflow_class(source: str, found: Any, kwargs: Mapping[str, Any]) -> type[RolloutWorkflow]:
+    """See that ``found`` is a workflow class whose constructor takes ``workflow.kwargs``.
+
+    Args:
+        source: where it comes from, for messages.
+
+    Raises:
+        ConfigError: it is not, or does not.
+    """
     if not inspect.isclass(found) or not issubclass(found, RolloutWorkflow):
-        raise ConfigError(f"workflow.path={path!r} is not a subclass of areal_x.api.workflow_api.RolloutWorkflow")
+        raise ConfigError(f"{source} is not a subclass of areal_x.api.workflow_api.RolloutWorkflow")
     if inspect.isabstract(found):
-        raise ConfigError(
-            f"workflow.path={path!r}: {found.__name__} lacks 'async def arun_episode(self, engine, data)'"
-        )
+        raise ConfigError(f"{source}: {found.__name__} lacks 'async def arun_episode(self, engine, data)'")
     if not inspect.iscoroutinefunction(found.arun_episode):
-        raise ConfigError(f"workflow.path={path!r}: {found.__name__}.arun_episode has to be 'async def'")
+        raise ConfigError(f"{source}: {found.__name__}.arun_episode has to be 'async def'")
     parameters = _constructor_parameters(found)
     for key in kwargs:
         if key not in parameters:
@@ -37,11 +47,13 @@ def load_workflow_class(path: str, kwargs: Mapping[str, Any]) -> type[RolloutWor
     return found
 
 
-def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str, Any]) -> RolloutWorkflow:
+def build_workflow(
+    workflow: str | type[RolloutWorkflow], available: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> RolloutWorkflow:
     """Import a workflow class and construct it.
 
     Args:
-        path: ``package.module:Class``, ``package.module.Class`` or ``file.py:Class``.
+        workflow: ``package.module:Class``, ``package.module.Class`` or ``file.py:Class``; or the class itself.
         available: what the run offers by name (``reward_fn``, ``tokenizer``, ``sampling``, ``prompt_key``, ...); the
             constructor gets those that it takes.
         kwargs: ``workflow.kwargs`` of the configuration; the constructor has to take all of them. They win over
@@ -50,7 +62,10 @@ def build_workflow(path: str, available: Mapping[str, Any], kwargs: Mapping[str,
     Raises:
         ConfigError: nothing there, not a workflow, or constructor arguments that do not fit.
     """
-    found = load_workflow_class(path, kwargs)
+    if isinstance(workflow, str):
+        found = load_workflow_class(workflow, kwargs)
+    else:
+        found = check_workflow_class(f"workflow={workflow!r}", workflow, kwargs)
     parameters = _constructor_parameters(found)
     arguments = {name: value for name, value in available.items() if name in parameters} | dict(kwargs)
     for name, parameter in parameters.items():

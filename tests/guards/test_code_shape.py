@@ -58,6 +58,7 @@ SERVER_SIDE: dict[str, str] = {
 """Files that can be imported in a server's own environment only; their names are read, not imported."""
 
 PICKLE_FILES: dict[str, str] = {
+    "areal_x/api/travelling.py": "functions of a script on their way to a worker process",
     "areal_x/engine/inference/messages.py": "between the driver and the engine process that it started",
     "areal_x/engine/ranks/rank_channel.py": "between the driver and the ranks that it started",
     "areal_x/process_pool/function_transfer.py": "functions on their way to a worker process",
@@ -180,7 +181,7 @@ def unpickling(path: Path) -> Iterator[str]:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases):
             yield f":{node.lineno}: {node.name}"
-    names = {"pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.loads", "marshal.loads"}
+    names = {"pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.loads", "marshal.loads", "pickler().loads"}
     yield from (f":{call.lineno}: {name}" for name, call in calls(path) if name in names)
 
 
