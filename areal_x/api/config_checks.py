@@ -12,6 +12,7 @@ from areal_x.api.check_values import above_zero, at_least, bad_value, one_of, wi
 from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import check_library, split_library
+from areal_x.api.reward_model_checks import RESERVED_NAMES, check_reward_models
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
 from areal_x.api.train_checks import check_lora
@@ -35,8 +36,6 @@ MODEL_INIT_KEYS = (
     "vocab_size",
 )
 """Keys of ``model.init``."""
-RESERVED_NAMES = (DEFAULT_REWARD_KEY, "mean", "std", "processed_mean")
-"""What no reward of several may be called: metrics of the whole have these names."""
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -193,6 +192,7 @@ def _check_rollout(config: ExperimentConfig) -> None:
             "rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}"
         )
     _check_reference("rollout.filter", rollout.filter)
+    _check_reference("rollout.early_filter", rollout.early_filter)
 
 
 def _check_reference(key: str, value: str | None) -> None:
@@ -361,6 +361,7 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_rollout,
     _check_train,
     check_lora,
+    check_reward_models,
     _check_algorithm,
     _check_data,
     _check_model,

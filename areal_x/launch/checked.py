@@ -9,6 +9,7 @@ from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
+from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.server_checks import check_trains
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.launch.server_environment import check_server_environment
@@ -81,8 +82,12 @@ def _check_workflow(config: ExperimentConfig) -> None:
 
 
 def _check_functions(config: ExperimentConfig) -> None:
-    """The filter and the hook of post-processing are functions."""
-    for key, path in (("rollout.filter", config.rollout.filter), ("reward.post_process", config.reward.post_process)):
+    """The filters and the hook of post-processing are functions."""
+    for key, path in (
+        ("rollout.filter", config.rollout.filter),
+        ("rollout.early_filter", config.rollout.early_filter),
+        ("reward.post_process", config.reward.post_process),
+    ):
         if path is None or split_library(path)[0] is not None or not _is_cheap_to_import(path, key):
             continue
         if not callable(load_object(path, key)):
@@ -96,6 +101,8 @@ def _check_reward_names(config: ExperimentConfig) -> None:
     parts: dict[str, RewardConfig | RewardPartConfig] = {**config.reward.rewards} or {"": config.reward}
     for name, part in parts.items():
         key = f"reward.rewards.{name}" if name else "reward"
+        if not name and part.fn == NO_RULE_REWARD:
+            continue
         if part.fn is not None and is_import_path(part.fn) and not _is_cheap_to_import(part.fn, f"{key}.fn"):
             continue
         try:
