@@ -5,11 +5,55 @@ Axis letters: M target tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["chunked_logprobs"]
+__all__ = ["PLAIN_LOGITS", "LogitsTransform", "chunked_logprobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsTransform:
+    """What a model does to its logits after the output layer: ``x -> scale * x``, then ``x -> cap * tanh(x / cap)``.
+
+    Scale: Granite (``1 / logits_scaling``) and Cohere (``logit_scale``). Soft cap: Gemma (``final_logit_softcapping``).
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitsTransform:
+        """Read it from a model's configuration.
+
+        Raises:
+            ValueError: a value that is no number above 0; the message names it.
+        """
+        values: dict[str, float | None] = {}
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+            value = getattr(config, name, None)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name}={value!r}, where only a number above 0 is supported")
+            values[name] = value
+        scale = (values["logit_scale"] or 1.0) / (values["logits_scaling"] or 1.0)
+        return cls(scale, values["final_logit_softcapping"])
+
+    def apply_(self, logits: torch.Tensor) -> torch.Tensor:
+        """Transform logits in place, and return them."""
+        if self.soft_cap is None:
+            return logits if self.scale == 1.0 else logits.mul_(self.scale)
+        return logits.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap)
+
+    def slope(self, transformed: torch.Tensor) -> torch.Tensor | float:
+        """Derivative at the logits that became ``transformed``."""
+        if self.soft_cap is None:
+            return self.scale
+        return (transformed / self.soft_cap).square_().sub_(1.0).mul_(-self.scale)
+
+
+PLAIN_LOGITS = LogitsTransform()
+"""Of models that leave their logits as they are."""
 
 
 def chunked_logprobs(
@@ -18,10 +62,11 @@ def chunked_logprobs(
     targets: torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
+    transform: LogitsTransform = PLAIN_LOGITS,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target under softmax((hidden @ weight.T + bias) / temperature), and the entropy.
+    """Log-probability of each target under softmax(transform(hidden @ weight.T + bias) / temperature), and the entropy.
 
     Logits exist for ``chunk_tokens`` rows at a time, forward and backward; the backward pass computes them again.
     Softmax and sums are in float32 (float64 for float64 input).
@@ -30,19 +75,22 @@ def chunked_logprobs(
         hidden: [M, H], the states that predict the targets.
         weight: [V, H], the output embedding; ``bias`` [V] is optional.
         targets: int64 [M].
+        transform: of the model's logits, before the temperature.
 
     Returns:
         Log-probabilities [M], differentiable in hidden, weight and bias, and entropies [M], without gradient.
     """
-    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, float(temperature), int(chunk_tokens))
+    settings = (transform, float(temperature), int(chunk_tokens))
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, *settings)
     return logprobs, entropy
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float) -> torch.Tensor:
-    """Scaled logits of one chunk, in the precision of the softmax."""
+def _transformed(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transform: LogitsTransform
+) -> torch.Tensor:
+    """Logits of one chunk before the temperature, in the precision of the softmax."""
     logits = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
-    logits = logits.to(_softmax_dtype(logits.dtype))
-    return logits if temperature == 1.0 else logits.div_(temperature)
+    return transform.apply_(logits.to(_softmax_dtype(logits.dtype)))
 
 
 def _softmax_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,6 +105,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        transform: LogitsTransform,
         temperature: float,
         chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,14 +116,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         normalizers = torch.empty_like(logprobs)
         for start in range(0, num_targets, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            logits = _logits(hidden[chunk], weight, bias, temperature)
-            normalizer = torch.logsumexp(logits, dim=-1)
+            logits = _transformed(hidden[chunk], weight, bias, transform)
+            if temperature != 1.0:
+                logits.div_(temperature)
+            largest = logits.amax(-1, keepdim=True)
+            exponentials = torch.sub(logits, largest).exp_()
+            total = exponentials.sum(-1)
+            normalizer = total.log().add_(largest.squeeze(1))
             torch.sub(logits.gather(1, targets[chunk, None]).squeeze(1), normalizer, out=logprobs[chunk])
-            probabilities = torch.exp(logits - normalizer[:, None])
-            torch.sub(normalizer, torch.linalg.vecdot(probabilities, logits), out=entropy[chunk])
+            torch.sub(normalizer, torch.linalg.vecdot(exponentials, logits).div_(total), out=entropy[chunk])
             normalizers[chunk] = normalizer
+            del logits, exponentials
         ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.transform, ctx.temperature, ctx.chunk_tokens = transform, temperature, chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -88,10 +142,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if needs_bias else None
         for start in range(0, len(targets), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
-            scale = (grad_logprobs[chunk] / ctx.temperature)[:, None]
-            grad_logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
-            grad_logits.sub_(normalizers[chunk, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(1, targets[chunk, None], scale)
+            grad_logits = _grad_logits(
+                _transformed(hidden[chunk], weight, bias, ctx.transform),
+                normalizers[chunk, None],
+                targets[chunk, None],
+                grad_logprobs[chunk, None],
+                ctx.transform,
+                ctx.temperature,
+            )
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             narrow = grad_logits.to(hidden.dtype)
@@ -109,4 +167,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _grad_logits(
+    logits: torch.Tensor,
+    normalizers: torch.Tensor,
+    targets: torch.Tensor,
+    grad: torch.Tensor,
+    transform: LogitsTransform,
+    temperature: float,
+) -> torch.Tensor:
+    """Gradient at the output layer's logits: grad * (onehot - probabilities) / temperature * slope, all [rows, V or 1].
+
+    Takes the place of ``logits``, which are transformed.
+    """
+    slope = transform.slope(logits)
+    scale = grad / temperature
+    if temperature != 1.0:
+        logits.div_(temperature)
+    logits.sub_(normalizers).exp_().mul_(-scale).scatter_add_(1, targets, scale)
+    return logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)

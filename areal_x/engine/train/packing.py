@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from areal_x.api.records import TrainBatch
-from areal_x.engine.train.attention import AttentionPlan, Segments, attention_cost, plan_attention
+from areal_x.engine.train.attention_plan import SDPA, AttentionPlan, Segments, attention_cost, plan_attention
 from areal_x.engine.train.computed_tokens import ComputedTokens, Indices, computed_tokens, ragged_arange
 
 __all__ = ["MicroBatch", "count_micro_batches", "plan_micro_batches"]
@@ -55,6 +55,7 @@ def plan_micro_batches(
     share_prefixes: bool = True,
     num_micro_batches: int | None = None,
     device: torch.device | str = "cpu",
+    kernel: str = SDPA,
 ) -> list[MicroBatch]:
     """Cut a batch into micro-batches of at most ``micro_batch_tokens`` rows.
 
@@ -67,6 +68,7 @@ def plan_micro_batches(
         share_prefixes: compute the common prefix of a group's sequences once.
         num_micro_batches: make so many, so that all ranks make equally many passes; where there are not enough
             sequences, the last ones have one row and no target.
+        kernel: of attention, from ``choose_kernel``.
 
     Returns:
         The micro-batches; none if nothing is wanted and no number is.
@@ -92,9 +94,9 @@ def plan_micro_batches(
         index = needed.sequences[chosen]
         members = _Members(index, offsets_S[index], needed.used[chosen], needed.shared[chosen], units[chosen])
         wanted = number_of_target == number
-        micro_batches.append(_lay_out(input_ids, members, targets[wanted], sequence_of_target[wanted], device))
+        micro_batches.append(_lay_out(input_ids, members, targets[wanted], sequence_of_target[wanted], device, kernel))
     padding = (num_micro_batches or 0) - len(micro_batches)
-    return micro_batches + [_empty_micro_batch(device) for _ in range(padding)]
+    return micro_batches + [_empty_micro_batch(device, kernel) for _ in range(padding)]
 
 
 def count_micro_batches(
@@ -185,15 +187,20 @@ def _assign(needed: ComputedTokens, budget: int, number: int | None) -> tuple[In
     return numbers, final_units.astype(np.int64)
 
 
-def _empty_micro_batch(device: torch.device | str) -> MicroBatch:
+def _empty_micro_batch(device: torch.device | str, kernel: str) -> MicroBatch:
     """One row and no target: what a rank computes when it has nothing left and others still need its weights."""
     row = np.zeros(1, dtype=np.int64)
     one, none = torch.zeros((1, 1), dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-    return MicroBatch(one, one, plan_attention([Segments(row, row + 1, row)], 1, device), none, none, none)
+    return MicroBatch(one, one, plan_attention([Segments(row, row + 1, row)], 1, device, kernel), none, none, none)
 
 
 def _lay_out(
-    input_ids: Indices, members: _Members, targets: Indices, sequence_of_target: Indices, device: torch.device | str
+    input_ids: Indices,
+    members: _Members,
+    targets: Indices,
+    sequence_of_target: Indices,
+    device: torch.device | str,
+    kernel: str,
 ) -> MicroBatch:
     """Give every token of a micro-batch its packed row: all shared prefixes first, then each sequence's own tokens."""
     _, first, unit_of_member = np.unique(members.unit, return_index=True, return_inverse=True)
@@ -219,10 +226,11 @@ def _lay_out(
     member_of_target = place[sequence_of_target]
     start_of_member = np.cumsum(members.used) - members.used
     predicting = start_of_member[member_of_target] + targets - members.offset[member_of_target] - 1
+    segments = _segments(members, first, unit_of_member, rows, local, trees=kernel == SDPA)
     return MicroBatch(
         input_ids=torch.from_numpy(packed_ids)[None].to(device),
         position_ids=torch.from_numpy(position_ids)[None].to(device),
-        attention=plan_attention(_segments(members, first, unit_of_member, rows, local), num_rows, device),
+        attention=plan_attention(segments, num_rows, device, kernel),
         rows=torch.from_numpy(rows[predicting]).to(device),
         targets=torch.from_numpy(input_ids[targets]).to(device),
         positions=torch.from_numpy(targets).to(device),
@@ -230,16 +238,18 @@ def _lay_out(
 
 
 def _segments(
-    members: _Members, first: Indices, unit_of_member: Indices, rows: Indices, local: Indices
+    members: _Members, first: Indices, unit_of_member: Indices, rows: Indices, local: Indices, trees: bool
 ) -> list[Segments]:
-    """What attends together: one causal segment for each sequence, or one tree for a unit where that is cheaper.
+    """What attends together: a causal segment for each sequence, or (with ``trees``) one tree for a unit if cheaper.
 
     ``first`` is each unit's first member; ``rows`` and ``local`` are row and position of each token of each member.
     """
     own = members.used - members.shared
     tree_lengths = members.shared[first] + np.bincount(unit_of_member, weights=own).astype(np.int64)
     apart = np.bincount(unit_of_member, weights=attention_cost(members.used))
-    is_tree = (members.shared[first] > 0) & (attention_cost(tree_lengths) < apart) & (tree_lengths <= MAX_TREE_ROWS)
+    is_tree = (
+        trees & (members.shared[first] > 0) & (attention_cost(tree_lengths) < apart) & (tree_lengths <= MAX_TREE_ROWS)
+    )
     member_of_token = np.repeat(np.arange(len(own)), members.used)
     unit_of_token = unit_of_member[member_of_token]
     in_tree = is_tree[unit_of_token]

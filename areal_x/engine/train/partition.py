@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from areal_x.api.records import TrainBatch
+from areal_x.engine.train.attention_plan import SDPA
 from areal_x.engine.train.computed_tokens import ComputedTokens, Indices, computed_tokens
 from areal_x.engine.train.packing import MicroBatch, count_micro_batches, plan_micro_batches
 
@@ -58,14 +59,23 @@ def plan_part(
     num_parts: int,
     sequences: Indices | None = None,
     device: torch.device | str = "cpu",
+    kernel: str = SDPA,
 ) -> list[MicroBatch]:
     """The micro-batches of one of ``num_parts`` parts; each part has equally many, as ``plan_micro_batches`` pads."""
     if num_parts == 1:
-        return plan_micro_batches(batch, wanted_mask, micro_batch_tokens, sequences=sequences, device=device)
+        return plan_micro_batches(
+            batch, wanted_mask, micro_batch_tokens, sequences=sequences, device=device, kernel=kernel
+        )
     parts = deal_sequences(batch, wanted_mask, num_parts, sequences=sequences)
     number = max(count_micro_batches(batch, wanted_mask, micro_batch_tokens, sequences=mine) for mine in parts)
     return plan_micro_batches(
-        batch, wanted_mask, micro_batch_tokens, sequences=parts[part], num_micro_batches=number, device=device
+        batch,
+        wanted_mask,
+        micro_batch_tokens,
+        sequences=parts[part],
+        num_micro_batches=number,
+        device=device,
+        kernel=kernel,
     )
 
 
