@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["RankContext"]
+__all__ = ["ONE_RANK", "RankContext"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,7 @@ class RankContext:
         result = values.clone()
         dist.all_reduce(result, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX, self.mesh.get_group())
         return result
+
+
+ONE_RANK = RankContext()
+"""A process that trains alone."""
