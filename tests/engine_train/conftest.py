@@ -9,7 +9,16 @@ from typing import Protocol
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from areal_x.api.records import TrainBatch
@@ -31,6 +40,16 @@ def tiny_config(architecture: str, tied: bool) -> PreTrainedConfig:
     }
     if architecture == "llama":
         return LlamaConfig(**rotary)
+    if architecture == "granite":
+        return GraniteConfig(logits_scaling=4.0, attention_multiplier=0.3, residual_multiplier=0.7, **rotary)
+    if architecture == "cohere":
+        return CohereConfig(logit_scale=0.25, **rotary)
+    if architecture == "gemma2":  # Caps and window are small enough to matter; half of the layers slide.
+        caps = {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 0.5, "sliding_window": 4}
+        return Gemma2Config(head_dim=16, query_pre_attn_scalar=16, **rotary, **caps)
+    if architecture == "gemma3":
+        layers = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+        return Gemma3TextConfig(head_dim=16, query_pre_attn_scalar=16, **rotary, **layers)
     window = (
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1} if "sliding" in architecture else {}
     )

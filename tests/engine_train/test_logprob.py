@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CohereConfig, Gemma2Config, Gemma3TextConfig, GraniteConfig, Qwen3Config
 
-from areal_x.engine.train.logprob import chunked_logprobs
+from areal_x.engine.train.logprob import PLAIN_LOGITS, LogitsTransform, chunked_logprobs
 
 
 def plain(
@@ -84,3 +86,52 @@ def test_bfloat16_sums_in_float32() -> None:
     for mine, other in zip(low, exact, strict=True):
         assert mine.grad is not None and other.grad is not None
         assert ((mine.grad.double() - other.grad).norm() / other.grad.norm()).item() < 0.02
+
+
+TRANSFORMS = {
+    "plain": LogitsTransform(),
+    "scale": LogitsTransform(scale=0.25),
+    "cap": LogitsTransform(soft_cap=2.0),
+    "both": LogitsTransform(scale=3.0, soft_cap=1.5),
+}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_logits_that_are_scaled_or_capped(name: str, temperature: float) -> None:
+    transform = TRANSFORMS[name]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(37, 16, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, generator=generator, requires_grad=True)
+    bias = torch.randn(50, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 50, (37,), generator=generator)
+    upstream = torch.randn(37, dtype=torch.float64, generator=generator)
+    logits = torch.nn.functional.linear(hidden, weight, bias) * transform.scale
+    if transform.soft_cap is not None:
+        logits = torch.tanh(logits / transform.soft_cap) * transform.soft_cap
+    every = torch.log_softmax(logits / temperature, -1)
+    expected = every.gather(1, targets[:, None])[:, 0]
+    got, entropy = chunked_logprobs(
+        hidden, weight, targets, bias=bias, transform=transform, temperature=temperature, chunk_tokens=5
+    )
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).detach(), atol=1e-12, rtol=0)
+    inputs = (hidden, weight, bias)
+    for mine, other in zip(
+        torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+
+
+def test_the_transform_is_read_from_the_configuration() -> None:
+    assert LogitsTransform.of(Qwen3Config()) == PLAIN_LOGITS
+    assert LogitsTransform.of(Gemma2Config()) == LogitsTransform(soft_cap=30.0)
+    assert LogitsTransform.of(Gemma3TextConfig()) == PLAIN_LOGITS
+    assert LogitsTransform.of(GraniteConfig(logits_scaling=8.0)) == LogitsTransform(scale=0.125)
+    assert LogitsTransform.of(CohereConfig()) == LogitsTransform(scale=0.0625)
+
+
+def test_a_transform_that_is_no_positive_number_is_refused() -> None:
+    for value in (0.0, -30.0, "inv_sqrt_d_model"):
+        with pytest.raises(ValueError, match=f"logit_scale={value!r}"):
+            LogitsTransform.of(SimpleNamespace(logit_scale=value))

@@ -71,7 +71,18 @@ def make_engine(path: Path, dtype: str = "float32", **train: object) -> FSDPEngi
 @pytest.mark.parametrize("budget", [16384, 60, 8])
 @pytest.mark.parametrize(
     ("architecture", "tied"),
-    [("qwen3", True), ("qwen3", False), ("llama", True), ("llama", False), ("gpt2", True), ("qwen3-sliding", True)],
+    [
+        ("qwen3", True),
+        ("qwen3", False),
+        ("llama", True),
+        ("llama", False),
+        ("gpt2", True),
+        ("qwen3-sliding", True),
+        ("gemma2", True),
+        ("gemma3", True),
+        ("granite", False),
+        ("cohere", True),
+    ],
 )
 def test_packed_equals_padded_equals_one_by_one(
     make_model, make_batch, architecture: str, tied: bool, budget: int
@@ -104,7 +115,7 @@ def test_float64_agrees_far_below_float32(make_model, make_batch) -> None:
     assert relative_l2(gradient(engine.model), gradient(plain)) <= 1e-12
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "qwen3-sliding", "gpt2"])
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3-sliding", "gpt2", "gemma2"])
 @pytest.mark.parametrize(("completion", "trees"), [((1, 6), True), ((60, 80), False)])
 @pytest.mark.parametrize("budget", [16384, 150])
 def test_shared_prefixes_change_nothing(
