@@ -10,17 +10,16 @@ from pathlib import Path
 
 from areal_x.api.check_values import above_zero, at_least, bad_value, one_of, within
 from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
+from areal_x.api.data_file_checks import MADE_DATA_SETS, check_data_file, names_a_file, searched
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import check_library, split_library
 from areal_x.api.reward_model_checks import RESERVED_NAMES, check_reward_models
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
-from areal_x.api.train_checks import check_lora
+from areal_x.api.train_checks import check_lora, check_preferences
 
-__all__ = ["MADE_DATA_SETS", "MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "names_a_file"]
+__all__ = ["MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "check_reward_training"]
 
-MADE_DATA_SETS = ("arithmetic",)
-"""Data sets that are made on the spot, so that no file is looked for."""
 MODEL_INIT_KEYS = (
     "architecture",
     "head_dim",
@@ -36,7 +35,6 @@ MODEL_INIT_KEYS = (
     "vocab_size",
 )
 """Keys of ``model.init``."""
-_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
 def check_config(config: ExperimentConfig) -> None:
@@ -46,6 +44,16 @@ def check_config(config: ExperimentConfig) -> None:
         ConfigError: one line with the key, the value and what would be valid.
     """
     for check in _CHECKS:
+        check(config)
+
+
+def check_reward_training(config: ExperimentConfig) -> None:
+    """As ``check_config``, of all that training a reward model uses: no rollout, no reward, none of its data.
+
+    Raises:
+        ConfigError: as ``check_config``.
+    """
+    for check in _CHECKS_OF_REWARD_TRAINING:
         check(config)
 
 
@@ -71,39 +79,17 @@ def _check_writable(runs_dir: Path) -> None:
         raise bad_value("runs_dir", runs_dir, f"{folder} cannot be written to")
 
 
-def names_a_file(path: str) -> bool:
-    """Whether ``data.path`` names a file rather than a data set on the hub."""
-    has_suffix = path.lower().endswith(_DATA_SUFFIXES)
-    return has_suffix or path.startswith((".", "/", "~", "\\")) or path.count("/") > 1 or Path(path).exists()
-
-
-def _check_data_file(key: str, value: str | None) -> None:
-    if value is None or value in MADE_DATA_SETS or not names_a_file(value) or ":" in value:
-        return
-    path = Path(value).expanduser()
-    if path.is_dir():
-        raise bad_value(key, value, "is a folder; name a file in it")
-    if not path.exists():
-        raise bad_value(key, value, f"no such file{_searched(value)}")
-    if path.stat().st_size == 0:
-        raise bad_value(key, value, "the file is empty")
-    if not os.access(path, os.R_OK):
-        raise bad_value(key, value, "the file cannot be read")
-    if not path.name.lower().endswith(_DATA_SUFFIXES):
-        raise bad_value(key, value, f"must end in one of {', '.join(_DATA_SUFFIXES)}")
-
-
 def _check_data(config: ExperimentConfig) -> None:
     data = config.data
     if data.path in ("", "???"):
         raise bad_value("data.path", data.path, "name a file, a data set on the hub, or arithmetic")
-    _check_data_file("data.path", data.path)
+    check_data_file("data.path", data.path)
     if "/" not in data.path and ":" not in data.path and data.path not in MADE_DATA_SETS:
         close = difflib.get_close_matches(data.path, MADE_DATA_SETS, n=1, cutoff=0.75)
         if close and not names_a_file(data.path):
             raise bad_value("data.path", data.path, f"did you mean {close[0]}?")
-    _check_data_file("data.eval_path", data.eval_path)
-    _check_data_file("sft.path", config.sft.path if config.sft.enabled else None)
+    check_data_file("data.eval_path", data.eval_path)
+    check_data_file("sft.path", config.sft.path if config.sft.enabled else None)
     at_least("data.limit", data.limit, 1)
     if not data.prompt_key:
         raise bad_value("data.prompt_key", repr(data.prompt_key), "name the column that holds the prompt")
@@ -205,13 +191,7 @@ def _check_reference(key: str, value: str | None) -> None:
     if not name and library is None:
         raise bad_value(key, value, f"write {file}:NAME, with the name of what to take from the file")
     if not Path(file).expanduser().is_file():
-        raise bad_value(key, value, f"no such file: {file}{_searched(file)}")
-
-
-def _searched(file: str) -> str:
-    """Where a relative path was looked for."""
-    path = Path(file).expanduser()
-    return "" if path.is_absolute() else f" in {Path.cwd()}, the working directory, where relative paths begin"
+        raise bad_value(key, value, f"no such file: {file}{searched(file)}")
 
 
 def _check_reward(config: ExperimentConfig) -> None:
@@ -369,3 +349,4 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_sft,
     _check_evaluation,
 )
+_CHECKS_OF_REWARD_TRAINING = (_check_run, _check_train, check_preferences, _check_model, _check_evaluation)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from areal_x.api.check_values import above_zero, at_least, bad_value
+from areal_x.api.check_values import above_zero, at_least, bad_value, one_of
 from areal_x.api.config import ExperimentConfig
+from areal_x.api.data_file_checks import check_data_file
 from areal_x.api.errors import ConfigError
 from areal_x.api.server_checks import SERVER_ENGINES
 
-__all__ = ["check_lora"]
+__all__ = ["check_lora", "check_preferences"]
 
 _MAX_SERVED_RANK = 512
 """vLLM has no kernels for larger ones."""
@@ -42,3 +43,30 @@ def check_lora(config: ExperimentConfig) -> None:
     if rollout.engine == "vllm" and lora.rank > _MAX_SERVED_RANK:
         fix = f"vLLM serves adapters up to rank {_MAX_SERVED_RANK}; use less, or rollout.server.weights=auto"
         raise bad_value("train.lora.rank", lora.rank, fix)
+
+
+def check_preferences(config: ExperimentConfig) -> None:
+    """Refuse preference data that is not there, and a training of a reward model that cannot work.
+
+    Raises:
+        ConfigError: names ``preferences....`` or ``train....``, its value and what to use.
+    """
+    preferences, train = config.preferences, config.train
+    if not preferences.path:
+        raise bad_value("preferences.path", preferences.path, "name a file of preference pairs, or a hub data set")
+    check_data_file("preferences.path", preferences.path)
+    check_data_file("preferences.eval_path", preferences.eval_path)
+    for name in ("prompt_key", "chosen_key", "rejected_key"):
+        if not getattr(preferences, name):
+            raise bad_value(f"preferences.{name}", "''", "name the column")
+    if preferences.chosen_key == preferences.rejected_key:
+        fix = "is the column of the chosen answers, too; name the one of the rejected answers"
+        raise bad_value("preferences.rejected_key", preferences.rejected_key, fix)
+    for name, bound in (("steps", 1), ("batch_size", 1), ("learning_rate", 0), ("warmup_steps", 0), ("max_length", 2)):
+        at_least(f"preferences.{name}", getattr(preferences, name), bound)
+    one_of("preferences.lr_schedule", preferences.lr_schedule, ("constant", "cosine", "linear"))
+    if train.sequence_parallel > 1:
+        fix = "reward models are trained without sequence parallelism; use 1, and more of train.num_ranks"
+        raise bad_value("train.sequence_parallel", train.sequence_parallel, fix)
+    if train.lora.rank:
+        raise bad_value("train.lora.rank", train.lora.rank, "reward models are trained whole; use 0")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_x.api.config import DataConfig
-from areal_x.api.config_checks import names_a_file
+from areal_x.api.data_file_checks import names_a_file
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.import_paths import load_object, nearest
 from areal_x.rollout.arithmetic import arithmetic_items
