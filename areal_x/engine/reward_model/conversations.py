@@ -1,0 +1,157 @@
+"""From a prompt and its completion to a reward model's own token ids, and the tokens at which its scores are read.
+
+| head | scores are read at |
+| --- | --- |
+| sequence | the last token that is not padding, as transformers does |
+| token, no ``step_separator`` | the completion's last token |
+| token, ``step_separator`` | the last token of each step, which ends with the separator or with the completion |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+
+from areal_x.api.config import RewardModelConfig
+from areal_x.api.errors import ConfigError
+from areal_x.api.records import IntArray
+from areal_x.api.reward_model_files import RewardModelFiles
+from areal_x.api.reward_records import RewardError
+from areal_x.engine.reward_model.rendering import Messages, conversation_text
+
+__all__ = ["Conversation", "ConversationRenderer"]
+
+Indices = npt.NDArray[np.int64]
+_PROBES = ("areal-x-question", "areal-x-answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """``ids`` int32 [T]; ``positions`` int64, ascending: the tokens at which scores are read."""
+
+    ids: IntArray
+    positions: Indices
+
+
+class ConversationRenderer:
+    """Renders conversations for one reward model.
+
+    Args:
+        key: what the configuration calls the model, for messages.
+        files: its checkpoint.
+
+    Raises:
+        ConfigError: the tokenizer does not load, has no chat template where one is needed or one that drops messages,
+            gives no places of its tokens where steps are scored, or knows more ids than the model.
+    """
+
+    def __init__(
+        self, key: str, config: RewardModelConfig, files: RewardModelFiles, *, trust_remote_code: bool = False
+    ) -> None:
+        self._key = key
+        self._config = config
+        self._files = files
+        limits = [limit for limit in (config.max_length, files.max_positions) if limit is not None]
+        self._max_tokens = min(limits)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            text = str(error).splitlines()[0]
+            raise ConfigError(f"{key}.path={files.folder}: its tokenizer could not be loaded: {text}") from error
+        self._pad = _padding_id(files, self._tokenizer)
+        self._check_tokenizer()
+        if config.chat_template:
+            self._check_template()
+
+    def render(self, prompt: str | Messages, completion: str) -> Conversation:
+        """The ids of one conversation, its end included.
+
+        Raises:
+            RewardError: it cannot be rendered, or is too long to be scored.
+        """
+        try:
+            text = conversation_text(self._tokenizer, prompt, completion, self._config.chat_template)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise RewardError(f"{self._key}: the conversation cannot be rendered: {error}") from error
+        needs_places = self._files.head == "token"
+        encoded = self._tokenizer(
+            text, add_special_tokens=not self._config.chat_template, return_offsets_mapping=needs_places
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        if len(ids) > self._max_tokens:
+            raise RewardError(
+                f"{self._key}: the conversation has {len(ids)} tokens of the reward model; it takes {self._max_tokens} "
+                f"({self._key}.max_length={self._config.max_length})"
+            )
+        if not len(ids):
+            raise RewardError(f"{self._key}: the conversation is empty")
+        if needs_places:
+            ends = np.asarray([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+            return Conversation(ids, self._step_positions(text, completion, ends))
+        kept = np.flatnonzero(ids != self._pad)
+        return Conversation(ids, np.array([kept[-1] if len(kept) else len(ids) - 1], dtype=np.int64))
+
+    def _step_positions(self, text: str, completion: str, ends: Indices) -> Indices:
+        """The token that holds the last character of each step; ``ends`` is where each token ends in ``text``."""
+        shown = completion if completion in text else completion.strip()
+        start = text.rfind(shown) if shown else -1
+        if start < 0:
+            if shown:
+                raise RewardError(f"{self._key}: the chat template changes the completion, so its steps are not found")
+            return np.array([len(ends) - 1], dtype=np.int64)
+        cuts = _step_ends(shown, self._config.step_separator)
+        # A special token that a tokenizer adds covers no text; its end is 0, so only a running maximum ascends.
+        places = np.searchsorted(np.maximum.accumulate(ends), start + np.asarray(cuts), side="left")
+        positions: Indices = np.unique(np.minimum(places, len(ends) - 1)).astype(np.int64)
+        return positions
+
+    def _check_tokenizer(self) -> None:
+        known = len(self._tokenizer)
+        if known > self._files.vocabulary_size:
+            raise ConfigError(
+                f"{self._key}.path={self._files.folder}: its tokenizer knows {known} tokens and its embedding "
+                f"{self._files.vocabulary_size}; the tokenizer is another model's"
+            )
+        if self._files.head == "token" and not self._tokenizer.is_fast:
+            raise ConfigError(
+                f"{self._key}.path={self._files.folder}: its tokenizer does not tell where a token lies in the text, "
+                "which scores of tokens need; save a fast one (tokenizer.json) beside the model"
+            )
+
+    def _check_template(self) -> None:
+        """A conversation of two messages must be seen whole."""
+        place = f"{self._key}.path={self._files.folder}"
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ConfigError(f"{place}: its tokenizer has no chat template; set {self._key}.chat_template=false")
+        try:
+            text = conversation_text(self._tokenizer, *_PROBES, chat_template=True)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise ConfigError(f"{place}: its chat template fails: {error}") from error
+        if any(probe not in text for probe in _PROBES):
+            raise ConfigError(f"{place}: its chat template drops the prompt or the completion; it cannot score them")
+
+
+def _step_ends(completion: str, separator: str | None) -> list[int]:
+    """Where each step ends (exclusive) in a completion that is not empty; what is only white space is no step."""
+    if separator is None:
+        return [len(completion)]
+    ends, start = [], 0
+    while (found := completion.find(separator, start)) >= 0:
+        start = found + len(separator)
+        ends.append(start)
+    if completion[start:].strip():
+        ends.append(len(completion))
+    return ends
+
+
+def _padding_id(files: RewardModelFiles, tokenizer: Any) -> int | None:
+    """What transformers takes for padding when it looks for the last token of a sequence."""
+    from transformers import AutoConfig
+
+    pad = getattr(AutoConfig.from_pretrained(files.folder), "pad_token_id", None)
+    return pad if pad is not None else tokenizer.pad_token_id
