@@ -138,6 +138,9 @@ class ServerDialect(ABC):
     """Answers a GET at once while the server lives, also when it is paused."""
     scores_truncated: ClassVar[bool] = True
     """Whether truncated sampling (``top_p``, ``top_k``) has log-probabilities; else they are NaN."""
+    adapter: str | None = None
+    """Name of the LoRA adapter that answers requests. A new server has none: its first weights come before its first
+    token."""
 
     @abstractmethod
     def request_body(

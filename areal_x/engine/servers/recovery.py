@@ -101,6 +101,9 @@ class Recovery:
                 await replica.dialect.resume(replica.client)
                 await replica.dialect.forget_prefixes(replica.client)
                 await replica.dialect.set_version(replica.client, replica.version)
+                if replica.dialect.adapter is not None:
+                    replica.unproven = True
+                    return
                 await replica.first_token()
                 return
             except ServerLostError as error:

@@ -69,7 +69,7 @@ class SglangDialect(ServerDialect):
     scores_truncated = False
 
     def __init__(self, adapter: str | None = None) -> None:
-        self._adapter = adapter
+        self.adapter = adapter
 
     def request_body(
         self, request: ModelRequest, request_id: str, input_ids: list[int], max_new_tokens: int, seed: int | None
@@ -101,8 +101,8 @@ class SglangDialect(ServerDialect):
             "logprob_start_len": -1,
             "stream": True,
         }
-        if self._adapter is not None:
-            body["lora_path"] = self._adapter
+        if self.adapter is not None:
+            body["lora_path"] = self.adapter
         return body
 
     def reply_reader(self) -> ReplyReader:

@@ -60,7 +60,7 @@ class VllmDialect(ServerDialect):
     generate_path = _GENERATE
 
     def __init__(self, adapter: str | None = None, max_plain_tokens: int = 0) -> None:
-        self._adapter = adapter
+        self.adapter = adapter
         self._max_plain_tokens = max_plain_tokens
         self._awake: WeakSet[ServerClient] = WeakSet()
 
@@ -91,8 +91,8 @@ class VllmDialect(ServerDialect):
             "sampling_params": wanted,
             "stream": max_new_tokens > self._max_plain_tokens,
         }
-        if self._adapter is not None:
-            body["model"] = self._adapter
+        if self.adapter is not None:
+            body["model"] = self.adapter
         return body
 
     def reply_reader(self) -> ReplyReader:
