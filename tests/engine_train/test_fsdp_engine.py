@@ -154,9 +154,9 @@ def test_warm_start_then_reinforcement_learning(make_model, make_batch) -> None:
     engine.reset_optimizer(1e-2, "cosine", warmup_steps=2, total_steps=25)
     losses = [engine.sft_step(batch)["sft/loss"] for _ in range(25)]
     assert losses[-1] < 0.5 * losses[0]
-    assert len(engine._optimizer.state) > 0
+    assert len(engine.optimizer.state) > 0
     engine.reset_optimizer(2e-3, "constant", warmup_steps=0, total_steps=10)
-    assert len(engine._optimizer.state) == 0 and engine.learning_rate == 2e-3
+    assert len(engine.optimizer.state) == 0 and engine.learning_rate == 2e-3
     before = engine.logprobs(batch)
     batch.advantages = np.where(batch.input_ids % 2 == 0, 1, -1).astype(np.float32)
     batch.logprobs = np.where(batch.loss_mask, before, 0).astype(np.float32)
@@ -276,7 +276,7 @@ def test_weights_that_are_trained_keep_float32(make_model, make_batch, dtype: st
     engine = FSDPEngine(
         make_model(), train, AlgorithmConfig(kl_coefficient=0.1), ModelConfig(dtype=dtype, device="cpu")
     )
-    assert engine.reference is not None and engine.reference.dtype == torch.float32
+    assert engine.reference is not None and engine.reference.model.dtype == torch.float32
     assert {tensor.dtype for _, tensor in engine.named_weights()} == {torch.float32}
     name = "model.layers.0.mlp.up_proj.weight"
     before = dict(engine.named_weights())[name].clone()
@@ -311,7 +311,7 @@ def test_models_and_values_that_cannot_work_are_named(make_model, tmp_path: Path
     with pytest.raises(ConfigError, match=r"model\.dtype"):
         FSDPEngine(make_model(), TrainConfig(), AlgorithmConfig(), ModelConfig(dtype="int8"))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma2Config(vocab_size=31, num_key_value_heads=1, head_dim=8, **sizes)
+    config = Gemma2Config(vocab_size=31, num_key_value_heads=1, head_dim=8, final_logit_softcapping=-30.0, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma2")
-    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+    with pytest.raises(ConfigError, match="final_logit_softcapping=-30"):
         make_engine(tmp_path / "gemma2")

@@ -1,49 +1,58 @@
 """The train engine. ::
 
-    accumulate: TrainBatch -> plan_micro_batches -> each: packed forward -> log-probabilities -> policy_loss -> backward
+    accumulate: TrainBatch -> this rank's micro-batches -> each: packed forward -> log-probabilities -> loss -> backward
     apply:      divide by the token count -> clip gradients -> optimiser step (skipped when not finite) -> metrics
 
-Losses and metrics are token sums over the token count of the whole step, so neither depends on how it was cut.
+Losses and metrics are token sums over the token count of the whole step, so neither depends on how it was cut, nor on
+the number of ranks. All ranks make the same calls with the same batches; each finds its own part of them by a pure
+function, and makes as many passes as the others.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
 from areal_x.api.engine_api import PolicyFacts, TrainEngine
-from areal_x.api.errors import ConfigError, EngineError
+from areal_x.api.errors import ConfigError
 from areal_x.api.records import FloatArray, TrainBatch
+from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.batch_checks import check_train_batch
-from areal_x.engine.train.logprob import chunked_logprobs
-from areal_x.engine.train.lora import (
-    ADAPTER_FOLDER,
-    adapter_facts,
-    adapters_off,
-    add_adapters,
-    load_merged,
-    merged_rows,
-    named_adapters,
-    published_parameters,
-    save_adapters,
-)
+from areal_x.engine.train.lora import adapter_facts, adapters_off, merged_rows, named_adapters, published_parameters
 from areal_x.engine.train.loss import policy_loss
-from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
-from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, output_head, packed_hidden_states
-from areal_x.engine.train.schedule import scheduled_learning_rate
+from areal_x.engine.train.optimizer import ScheduledAdamW
+from areal_x.engine.train.packed_policy import PackedPolicy
+from areal_x.engine.train.packing import MicroBatch
+from areal_x.engine.train.partition import plan_part
+from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, resolve_device
+from areal_x.engine.train.policy_files import load_weights, save_policy
+from areal_x.engine.train.sharding import free_gathered, local_rows, whole
 from areal_x.engine.train.step_totals import StepTotals
 from areal_x.engine.transfer.lora import AdapterFacts
 
-__all__ = ["FSDPEngine"]
+__all__ = ["FSDPEngine", "LocalWeight"]
 
 BoolMask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWeight:
+    """What this rank holds of one published weight: ``rows`` (live, there may be none) from ``first_row`` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole weight."""
+    dtype: torch.dtype
+    first_row: int
+    rows: torch.Tensor
 
 
 class FSDPEngine(TrainEngine):
@@ -56,6 +65,7 @@ class FSDPEngine(TrainEngine):
         model: device, and the type of numbers of the inference engines that take the weights; training keeps float32.
         temperature: of the sampling whose log-probabilities are trained.
         reference_path: the KL term's reference. Default: the policy as it is loaded now.
+        ranks: this rank's place among those that train together; every method is then called on all of them alike.
 
     Raises:
         ConfigError: the model cannot be loaded or trained packed, or a value is impossible.
@@ -70,6 +80,7 @@ class FSDPEngine(TrainEngine):
         *,
         temperature: float = 1.0,
         reference_path: Path | str | None = None,
+        ranks: RankContext = ONE_RANK,
     ) -> None:
         if not temperature > 0:
             raise ConfigError(f"temperature: {temperature} cannot be trained; log-probabilities need one above 0")
@@ -77,24 +88,27 @@ class FSDPEngine(TrainEngine):
         self.temperature = temperature
         self._train = train
         self._algorithm = algorithm
-        self.model = load_policy(model_path, model)
-        self.device = self.model.device
+        self._ranks = ranks
+        self.policy = load_policy(model_path, model, train, ranks, adapters=train.lora.rank > 0)
+        self.device = resolve_device(model.device)
         self.inference_dtype = DTYPES[model.dtype]
         """What engines that take ``named_weights`` compute in."""
+        self._model_path = str(model_path)
         self._trust_remote_code = model.trust_remote_code
         if self.device.type == "cpu":
             torch.set_num_threads(train.num_threads)
-        self._model_path = str(model_path)
-        if train.lora.rank:
-            add_adapters(self.model, train.lora)
-        self.reference: PreTrainedModel | None = None
+        self.reference: PackedPolicy | None = None
         # The base below adapters is frozen, so it is the reference.
         if algorithm.kl_coefficient and not (train.lora.rank and reference_path is None):
-            self.reference = load_policy(reference_path or model_path, model)
+            self.reference = load_policy(reference_path or model_path, model, train, ranks)
             self.reference.requires_grad_(False)
         self._totals: StepTotals | None = None
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+        self.optimizer = ScheduledAdamW(self.policy.parameters(), train, ranks, self.device)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy as transformers knows it; its weights may be sharded."""
+        return self.policy.model
 
     @property
     def facts(self) -> PolicyFacts:
@@ -109,30 +123,13 @@ class FSDPEngine(TrainEngine):
 
     def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
         """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
-        self._schedule = (learning_rate, schedule, warmup_steps, total_steps)
-        self._num_steps = 0
-        decayed = [parameter for parameter in self._parameters if parameter.ndim >= 2]
-        others = [parameter for parameter in self._parameters if parameter.ndim < 2]
-        groups = [
-            {"params": decayed, "weight_decay": self._train.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        first, second = self._train.betas
-        self._optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(first, second), fused=True)
         self.discard()
+        self.optimizer.reset(learning_rate, schedule, warmup_steps, total_steps)
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
-        peak, schedule, warmup_steps, total_steps = self._schedule
-        return scheduled_learning_rate(
-            self._num_steps,
-            peak=peak,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            total_steps=total_steps,
-            min_ratio=self._train.min_lr_ratio,
-        )
+        return self.optimizer.learning_rate
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser step for each mini-batch; returns metrics named ``train/...``, averaged over trained tokens.
@@ -153,13 +150,13 @@ class FSDPEngine(TrainEngine):
         tensors = self._loss_inputs(batch)
         tensors["proximal"] = self._on_device(self._logprobs(batch, batch.loss_mask))
         totals = StepTotals(self.device)
-        learning_rate = self._begin_step()
+        learning_rate = self.optimizer.begin_step()
         for sequences in mini_batches:
             self._accumulate_part(totals, self._plan(batch, batch.loss_mask, sequences), tensors)
             self._apply_totals(totals)
         totals.num_batch_tokens = len(batch.input_ids)
         totals.seconds = time.perf_counter() - started
-        return totals.metrics(learning_rate)
+        return totals.metrics(learning_rate, self._ranks)
 
     def accumulate(self, part: TrainBatch) -> None:
         """See ``TrainEngine.accumulate``. A part that cannot be computed leaves no gradients behind.
@@ -183,16 +180,17 @@ class FSDPEngine(TrainEngine):
         """See ``TrainEngine.apply``; metrics and skipped steps as in ``train_step``."""
         started = time.perf_counter()
         totals = self._totals or StepTotals(self.device)
-        learning_rate = self._begin_step()
+        learning_rate = self.optimizer.begin_step()
         self._apply_totals(totals)
         self._totals = None
         totals.seconds += time.perf_counter() - started
-        return totals.metrics(learning_rate)
+        return totals.metrics(learning_rate, self._ranks)
 
     def discard(self) -> None:
         """See ``TrainEngine.discard``."""
         self._totals = None
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear()
+        free_gathered(self.policy)
 
     def release_memory(self) -> None:
         """See ``TrainEngine.release_memory``; PyTorch keeps freed blocks for itself otherwise."""
@@ -207,24 +205,24 @@ class FSDPEngine(TrainEngine):
         started = time.perf_counter()
         self._check(batch)
         self.discard()
-        learning_rate = self._begin_step()
-        plan = self._plan(batch, batch.loss_mask)
-        num_tokens = sum(len(micro_batch.targets) for micro_batch in plan)
+        learning_rate = self.optimizer.begin_step()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for micro_batch in plan:
-            logprobs, _ = self._forward(self.model, micro_batch, temperature=1.0)
-            loss = -logprobs.sum() / num_tokens
+        num_tokens = 0
+        for micro_batch in self._plan(batch, batch.loss_mask):
+            logprobs, _ = self.policy(micro_batch, 1.0)
+            loss = -logprobs.sum()
             loss.backward()
             total += loss.detach()
-        grad_norm, applied = self._apply_gradients(total) if plan else (0.0, False)
+            num_tokens += len(micro_batch.targets)
+        update = self.optimizer.apply(total, num_tokens)
         metrics = {
-            "skipped_steps": 0.0 if applied else 1.0,
-            "tokens": num_tokens,
+            "skipped_steps": 0.0 if update.applied else 1.0,
+            "tokens": update.num_tokens,
             "learning_rate": learning_rate,
             "seconds": time.perf_counter() - started,
         }
-        if plan:
-            metrics |= {"loss": total.item(), "grad_norm": grad_norm}
+        if update.num_tokens:
+            metrics |= {"loss": update.loss, "grad_norm": update.grad_norm}
         return {f"sft/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
 
     def logprobs(self, batch: TrainBatch) -> FloatArray:
@@ -235,10 +233,18 @@ class FSDPEngine(TrainEngine):
         return self._logprobs(batch, wanted)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies, but for layers with adapters:
-        there each is computed anew, with its adapter merged in."""
+        """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies, but for layers with adapters
+        (computed anew, with the adapter merged in) and sharded ones: those are gathered one by one, and every rank must
+        go through all of them."""
         for name, parameter, layer in published_parameters(self.model):
-            yield name, merged_rows(parameter, layer)
+            yield name, merged_rows(whole(parameter), layer)
+
+    def local_weights(self) -> Iterator[LocalWeight]:
+        """What this rank holds of each weight of ``named_weights``, in the same order on every rank, which must go
+        through all of them."""
+        for name, parameter, layer in published_parameters(self.model):
+            rows, first = local_rows(parameter)
+            yield LocalWeight(name, tuple(parameter.shape), parameter.dtype, first, merged_rows(rows, layer, first))
 
     def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The adapters alone, under peft's names; nothing without ``train.lora``."""
@@ -251,12 +257,13 @@ class FSDPEngine(TrainEngine):
 
     def save(self, path: Path) -> None:
         """Write the policy (float32 weights and config, no tokenizer) in Hugging Face format; with ``train.lora``
-        adapters are merged in, and stand in ``adapter/`` beside it in peft's format."""
-        if not self._train.lora.rank:
-            self.model.save_pretrained(path)
-            return
-        self.model.save_pretrained(path, state_dict=dict(self.named_weights()))
-        save_adapters(path / ADAPTER_FOLDER, dict(self.named_adapters()), self.adapter_facts)
+        adapters are merged in, and stand in ``adapter/`` beside it in peft's format. With several ranks all call it,
+        and the first writes, one weight at a time.
+
+        Raises:
+            EngineError: it cannot be written; on all ranks.
+        """
+        save_policy(self.model, path, self._ranks, self.adapter_facts if self._train.lora.rank else None)
 
     def load(self, path: Path) -> None:
         """Read weights into the policy in place, so that the optimiser goes on with them.
@@ -269,32 +276,15 @@ class FSDPEngine(TrainEngine):
             EngineError: the directory holds no model, or one of other names or shapes, or an adapter of another base.
         """
         self.discard()
-        try:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                path, dtype=self.model.dtype, trust_remote_code=self._trust_remote_code
-            )
-            if self._train.lora.rank:
-                load_merged(self.model, loaded, path / ADAPTER_FOLDER)
-            else:
-                self.model.load_state_dict(loaded.state_dict())
-        except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(
-                f"weights of {path} do not load into this policy: {str(error).splitlines()[0]}"
-            ) from error
+        load_weights(
+            self.model, path, has_adapters=self._train.lora.rank > 0, trust_remote_code=self._trust_remote_code
+        )
 
     def _check(self, batch: TrainBatch) -> None:
         check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
 
     def _on_device(self, values: FloatArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
-
-    def _begin_step(self) -> float:
-        """Set the learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
-        rate = self.learning_rate
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._num_steps += 1
-        return rate
 
     def _mini_batches(self, batch: TrainBatch) -> list[npt.NDArray[np.int64]]:
         """Sequences of each optimiser step; groups stay whole, and groups are dealt out evenly in their order."""
@@ -308,22 +298,15 @@ class FSDPEngine(TrainEngine):
     def _plan(
         self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
     ) -> list[MicroBatch]:
-        return plan_micro_batches(
-            batch, wanted, self._train.micro_batch_tokens, sequences=sequences, device=self.device
-        )
-
-    def _forward(
-        self, model: PreTrainedModel, micro_batch: MicroBatch, temperature: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [M] and entropies [M] of a micro-batch's targets."""
-        weight, bias = output_head(model)
-        return chunked_logprobs(
-            packed_hidden_states(model, micro_batch).index_select(0, micro_batch.rows),
-            weight,
-            micro_batch.targets,
-            bias=bias,
-            temperature=self.temperature if temperature is None else temperature,
-            chunk_tokens=self._train.logprob_chunk_tokens,
+        """This rank's micro-batches, as many as every other rank's."""
+        return plan_part(
+            batch,
+            wanted,
+            self._train.micro_batch_tokens,
+            part=self._ranks.data_rank,
+            num_parts=self._ranks.num_data_ranks,
+            sequences=sequences,
+            device=self.device,
         )
 
     @torch.no_grad()
@@ -332,9 +315,12 @@ class FSDPEngine(TrainEngine):
         if not self._algorithm.kl_coefficient:
             return None
         if self.reference is not None:
-            return self._forward(self.reference, micro_batch)[0]
-        with adapters_off(self.model):
-            return self._forward(self.model, micro_batch)[0]
+            logprobs, _ = self.reference(micro_batch, self.temperature)
+        else:
+            with adapters_off(self.model):
+                logprobs, _ = self.policy(micro_batch, self.temperature)
+        result: torch.Tensor = logprobs
+        return result
 
     def _loss_inputs(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
         """Arguments of the loss by name, one value for each token of the batch."""
@@ -344,7 +330,7 @@ class FSDPEngine(TrainEngine):
         """Forward and backward of every micro-batch: gradients of token sums, not yet divided by any count."""
         for micro_batch in plan:
             reference = self._reference_logprobs(micro_batch)
-            logprobs, entropy = self._forward(self.model, micro_batch)
+            logprobs, entropy = self.policy(micro_batch, self.temperature)
             terms = policy_loss(
                 logprobs,
                 algorithm=self._algorithm,
@@ -359,32 +345,19 @@ class FSDPEngine(TrainEngine):
             totals.update_tokens += len(micro_batch.targets)
             totals.num_computed_tokens += micro_batch.num_rows
         totals.num_micro_batches += len(plan)
+        if self.reference is not None:
+            free_gathered(self.reference)
 
     def _apply_totals(self, totals: StepTotals) -> None:
-        """Divide the gradients by the trained tokens of the update, which only now are known, and step."""
-        if not totals.update_tokens:
-            totals.close_update(0.0, False)
-            return
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad.div_(totals.update_tokens)
-        totals.close_update(*self._apply_gradients(totals.update_loss))
-
-    def _apply_gradients(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Clip, and step unless loss or gradient is not finite; returns the norm before clipping and if it stepped."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._train.max_grad_norm)
-        grad_norm, loss_value = torch.stack([norm.to(torch.float64), loss.to(torch.float64)]).tolist()
-        applied = bool(np.isfinite(grad_norm) and np.isfinite(loss_value))
-        if applied:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return grad_norm, applied
+        """Step on the gradients that wait; only now the trained tokens of the update are known."""
+        totals.close_update(self.optimizer.apply(totals.update_loss, totals.update_tokens))
 
     @torch.no_grad()
     def _logprobs(self, batch: TrainBatch, wanted: BoolMask) -> FloatArray:
         result = torch.zeros(len(batch.input_ids), dtype=torch.float32, device=self.device)
         for micro_batch in self._plan(batch, wanted):
-            logprobs, _ = self._forward(self.model, micro_batch)
+            logprobs, _ = self.policy(micro_batch, self.temperature)
             result[micro_batch.positions] = logprobs.to(torch.float32)
-        values: FloatArray = result.cpu().numpy()
+        free_gathered(self.policy)
+        values: FloatArray = self._ranks.sum(result).cpu().numpy()
         return values

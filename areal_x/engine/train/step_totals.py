@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.loss import POLICY_MAXIMA, POLICY_SUMS
+from areal_x.engine.train.optimizer import Update
 
 __all__ = ["StepTotals"]
 
 
 @dataclass
 class StepTotals:
-    """Token sums and maxima (float64, on the device), and counts. One optimiser step ends with ``close_update``."""
+    """This rank's token sums and maxima (float64, on the device), and counts. ``close_update`` ends an update."""
 
     device: torch.device
     num_trained_tokens: int = 0
@@ -39,26 +41,31 @@ class StepTotals:
         self._maxima = torch.maximum(self._maxima, maxima)
         self.update_loss = self.update_loss + sums[0]
 
-    def close_update(self, grad_norm: float, applied: bool) -> None:
+    def close_update(self, update: Update) -> None:
         """The optimiser has used, or skipped, the gradients that waited."""
-        if applied:
-            self.grad_norms.append(grad_norm)
+        if update.applied:
+            self.grad_norms.append(update.grad_norm)
         else:
             self.num_skipped += 1
         self.update_tokens = 0
         self.update_loss = torch.zeros_like(self.update_loss)
 
-    def metrics(self, learning_rate: float) -> dict[str, float]:
-        """The step's metrics named ``train/...``, read from the device once; those that are not finite are left out."""
+    def metrics(self, learning_rate: float, ranks: RankContext = ONE_RANK) -> dict[str, float]:
+        """The step's metrics named ``train/...`` over all ranks, read from the device once; those that are not finite
+        are left out. Every rank must call it."""
+        counts = self._sums.new_tensor([self.num_trained_tokens, self.num_computed_tokens])
+        sums = ranks.sum(torch.cat([self._sums, counts]))
+        *values, trained_tokens, computed_tokens = torch.cat([ranks.max(self._maxima), sums]).tolist()
         metrics: dict[str, float] = {}
-        if self.num_trained_tokens:
-            values = torch.cat([self._sums / self.num_trained_tokens, self._maxima]).tolist()
-            metrics = dict(zip([*POLICY_SUMS, *POLICY_MAXIMA], values, strict=True))
+        if trained_tokens:
+            metrics = dict(zip(POLICY_MAXIMA, values, strict=False))
+            means = (value / trained_tokens for value in values[len(POLICY_MAXIMA) :])
+            metrics |= dict(zip(POLICY_SUMS, means, strict=True))
         metrics |= {
             "skipped_steps": self.num_skipped,
-            "trained_tokens": self.num_trained_tokens,
+            "trained_tokens": trained_tokens,
             "batch_tokens": self.num_batch_tokens,
-            "computed_tokens": self.num_computed_tokens,
+            "computed_tokens": computed_tokens,
             "num_micro_batches": self.num_micro_batches,
             "learning_rate": learning_rate,
             "seconds": self.seconds,

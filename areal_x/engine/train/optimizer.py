@@ -1,0 +1,124 @@
+"""AdamW on a schedule, with clipped gradients: one step the same on all ranks, or skipped on all.
+
+Gradients arrive as sums over tokens (and over ranks, where weights are sharded); the count of all ranks' tokens, which
+is known only now, divides them together with the clipping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from areal_x.api.config import TrainConfig
+from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
+from areal_x.engine.train.schedule import scheduled_learning_rate
+from areal_x.engine.train.sharding import local_rows
+
+__all__ = ["ScheduledAdamW", "Update"]
+
+
+class Update(NamedTuple):
+    """What one optimiser step did. ``num_tokens`` and ``loss``, the mean over them, are of all ranks."""
+
+    applied: bool
+    grad_norm: float
+    """Before clipping. 0 when there was nothing to train."""
+    loss: float
+    num_tokens: int
+
+
+class ScheduledAdamW:
+    """The optimiser of the parameters that are trained; decay is for matrices only.
+
+    Args:
+        parameters: those that do not require a gradient are left out.
+        device: that reductions over ranks run on.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        train: TrainConfig,
+        ranks: RankContext = ONE_RANK,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._train, self._ranks, self._device = train, ranks, device
+        self.reset(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+
+    def reset(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
+        """Fresh state and schedule."""
+        self._schedule = (learning_rate, schedule, warmup_steps, total_steps)
+        self._num_steps = 0
+        decayed = [parameter for parameter in self._parameters if parameter.ndim >= 2]
+        others = [parameter for parameter in self._parameters if parameter.ndim < 2]
+        groups = [
+            {"params": decayed, "weight_decay": self._train.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        first, second = self._train.betas
+        self._adamw = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(first, second), fused=True)
+        self.clear()
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        peak, schedule, warmup_steps, total_steps = self._schedule
+        return scheduled_learning_rate(
+            self._num_steps,
+            peak=peak,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            min_ratio=self._train.min_lr_ratio,
+        )
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """Moments by parameter; empty before the first step."""
+        state: dict[Any, Any] = self._adamw.state
+        return state
+
+    def begin_step(self) -> float:
+        """Set the learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
+        rate = self.learning_rate
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._num_steps += 1
+        return rate
+
+    def clear(self) -> None:
+        """Forget gradients that wait."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def apply(self, loss: torch.Tensor, num_tokens: int) -> Update:
+        """Divide the gradients by the tokens of all ranks, clip, and step; skip when nothing is to be trained or when
+        loss or gradient is not finite. The gradients are gone afterwards.
+
+        Args:
+            loss: this rank's sum over tokens; ``num_tokens``: how many these are.
+        """
+        gradients = [local_rows(parameter.grad)[0] for parameter in self._parameters if parameter.grad is not None]
+        squares = loss.new_zeros((), dtype=torch.float64)
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients)).to(torch.float64)
+            squares = norms.square().sum()
+        mine = torch.stack([squares.to(self._device), loss.to(self._device, torch.float64)])
+        counts = torch.tensor([num_tokens], dtype=torch.float64, device=self._device)
+        squared, total_loss, total_tokens = self._ranks.sum(torch.cat([mine, counts])).tolist()
+        if not total_tokens:
+            self.clear()
+            return Update(False, 0.0, 0.0, 0)
+        grad_norm = math.sqrt(squared) / total_tokens if squared >= 0 else math.nan
+        applied = math.isfinite(grad_norm) and math.isfinite(total_loss)
+        if applied:
+            # The small number is that of torch.nn.utils.clip_grad_norm_.
+            clipped = min(1.0, self._train.max_grad_norm / (grad_norm + 1e-6))
+            torch._foreach_mul_(gradients, clipped / total_tokens)
+            self._adamw.step()
+        self.clear()
+        return Update(applied, grad_norm, total_loss / total_tokens, int(total_tokens))
