@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 from areal_x.api.check_values import above_zero, at_least, bad_value, one_of
-from areal_x.api.config import ExperimentConfig
+from areal_x.api.config import ExperimentConfig, RolloutConfig
 from areal_x.api.data_file_checks import check_data_file
-from areal_x.api.errors import ConfigError
-from areal_x.api.server_checks import SERVER_ENGINES
+from areal_x.api.errors import ConfigError, MissingExtraError
+from areal_x.api.server_checks import SERVER_ENGINES, is_loopback
 
-__all__ = ["check_lora", "check_preferences"]
+__all__ = ["check_cluster", "check_lora", "check_preferences"]
 
 _MAX_SERVED_RANK = 512
 """vLLM has no kernels for larger ones."""
+_FIRST_RAY = (2, 55)
+
+
+def check_cluster(config: ExperimentConfig) -> None:
+    """Refuse a cluster that cannot be used as it is described, or without Ray in a version that is supported.
+
+    Raises:
+        ConfigError: names ``cluster....``, its value and what to use.
+        MissingExtraError: Ray is not installed.
+    """
+    cluster, rollout = config.cluster, config.rollout
+    one_of("cluster.kind", cluster.kind, ("local", "ray"))
+    at_least("cluster.num_nodes", cluster.num_nodes, 1)
+    at_least("cluster.gpus_per_node", cluster.gpus_per_node, 0)
+    at_least("cluster.max_restarts", cluster.max_restarts, 0)
+    if cluster.kind == "local":
+        for key, asks in (
+            ("num_nodes", cluster.num_nodes > 1),
+            ("address", cluster.address is not None),
+            ("driver_on_cluster", cluster.driver_on_cluster),
+        ):
+            if asks:
+                raise bad_value(f"cluster.{key}", getattr(cluster, key), "needs a cluster; add cluster=ray")
+        return
+    if find_spec("ray") is None:
+        raise MissingExtraError("cluster.kind=ray needs Ray: pip install 'areal-x[ray]'")
+    from importlib.metadata import version
+
+    installed = version("ray")
+    if tuple(map(int, re.findall(r"\d+", installed)[:2])) < _FIRST_RAY:
+        raise ConfigError(f"cluster.kind=ray: Ray {installed} is too old, 2.55 or newer is needed: pip install -U ray")
+    if config.model.device.startswith("cuda:"):
+        raise bad_value("model.device", config.model.device, "Ray deals out the GPUs of a cluster; use cuda or auto")
+    if rollout.engine in SERVER_ENGINES and not rollout.base_urls:
+        _check_placed_servers(rollout)
+
+
+def _check_placed_servers(rollout: RolloutConfig) -> None:
+    server = rollout.server
+    if rollout.colocated:
+        fix = "with cluster.kind=ray every server has GPUs of its own; set it to false, or use cluster=local"
+        raise bad_value("rollout.colocated", "true", fix)
+    for key, asks in (("gpus", server.gpus is not None), ("host", not is_loopback(server.host))):
+        if asks:
+            fix = "with cluster.kind=ray servers get GPUs and address from the cluster; leave it out"
+            raise bad_value(f"rollout.server.{key}", getattr(server, key), fix)
 
 
 def check_lora(config: ExperimentConfig) -> None:

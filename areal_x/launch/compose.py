@@ -165,14 +165,7 @@ def compose_tree(source: ConfigSource, overrides: Sequence[str] = ()) -> DictCon
     _store_primary(source)
     search = f"hydra.searchpath=[{_quoted(configs_dir())}]"
     try:
-        tree = _compose_once(folder, [search, *for_hydra])
-    except _GroupNotInDefaults as missing:
-        # A preset folder that the file's defaults do not name is added, so that algorithm=X means the same everywhere.
-        added = [f"+{text}" if text.startswith(f"{missing.group}=") else text for text in for_hydra]
-        try:
-            tree = _compose_once(folder, [search, *added])
-        except _COMPOSITION_ERRORS as error:
-            raise explain(error, source.path) from error
+        tree = _compose_with_groups(folder, [search, *for_hydra])
     except _COMPOSITION_ERRORS as error:
         raise explain(error, source.path) from error
     OmegaConf.set_struct(tree, False)
@@ -192,6 +185,15 @@ class _GroupNotInDefaults(Exception):
     def __init__(self, group: str) -> None:
         super().__init__(group)
         self.group = group
+
+
+def _compose_with_groups(folder: Path, overrides: list[str]) -> DictConfig:
+    """Preset folders that the file's defaults do not name are added, so that algorithm=X means the same everywhere."""
+    while True:
+        try:
+            return _compose_once(folder, overrides)
+        except _GroupNotInDefaults as missing:
+            overrides = [f"+{text}" if text.startswith(f"{missing.group}=") else text for text in overrides]
 
 
 def _compose_once(folder: Path, overrides: list[str]) -> DictConfig:
@@ -228,14 +230,21 @@ def _update_below_names(tree: DictConfig, key: str, value: Any) -> None:
     OmegaConf.update(tree, key, value, merge=entry is not None and root is None, force_add=True)
 
 
-def compose_config(source: ConfigSource, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def compose_config(
+    source: ConfigSource, overrides: Sequence[str] = (), *, unused: Sequence[str] = ()
+) -> ExperimentConfig:
     """The configuration of one run as the dataclasses, every required value set.
+
+    Args:
+        unused: keys of text that the run does not look at: empty where they are missing.
 
     Raises:
         ConfigError: as ``compose_tree``; or a required value is missing.
     """
     tree = compose_tree(source, overrides)
     try:
+        for key in OmegaConf.missing_keys(tree).intersection(unused):
+            OmegaConf.update(tree, key, "")
         missing = sorted(OmegaConf.missing_keys(tree))
         if missing:
             key, file = missing[0], source.path.name

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from areal_x.engine.ranks.rank_context import ONE_RANK
 from areal_x.engine.ranks.rank_host import Outcome, RankHost, outcome_of
 
 __all__ = ["RankActor", "RankPlace", "interface_of", "log_to", "read_tail"]
@@ -78,6 +79,10 @@ class RankActor:
         name = interface_of("127.0.0.1" if one_node else ray.util.get_node_ip_address())
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name else ():
             os.environ.setdefault(variable, name)
+        if num_ranks == 1:
+            # As in the run's own process: alone, with nobody to join.
+            self._host = RankHost(ONE_RANK)
+            return Outcome()
         joined = outcome_of(self._join, num_ranks, device, store, timeout, sequence_parallel)
         if joined.error is None:
             self._host = RankHost(joined.value)

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -128,11 +128,15 @@ class RayRanks(RankGroup):
 
     def watch(self) -> None:
         """See ``RankGroup.watch``."""
-        # A method of its own thread in each actor that never returns: its reference is ready when the actor is gone.
-        ends = [actor.until_the_end.remote() for actor in self._actors]
-        ray.wait(ends, num_returns=1)
-        if not self._is_closed:
-            raise self._died("while the run went on", self._gone())
+        # A method that never returns, on a thread of its own: its answer is there when the actor is gone.
+        rank_of = {actor.until_the_end.remote(): rank for rank, actor in enumerate(self._actors)}
+        ended = ray.wait(list(rank_of), num_returns=1)[0][0]
+        if self._is_closed:
+            return
+        try:
+            ray.get(ended)
+        except RayActorError as error:
+            raise self._died("while the run went on", {rank_of[ended]: error}) from error
 
     def close(self) -> None:
         """See ``RankGroup.close``."""
@@ -175,7 +179,7 @@ class RayRanks(RankGroup):
         raise self._die(f"{what}: {waited} of rank {numbers} of {self.num_ranks}", silent)
 
     def _collect(self, answers: Sequence[Any]) -> tuple[dict[int, Outcome], dict[int, RayActorError]]:
-        """The outcomes that came, by rank, and the ranks whose actors ended; until all came, one ended or time is up."""
+        """Outcomes by rank, and ranks whose actors ended; returns when all came, one ended or time is up."""
         rank_of = {answer: rank for rank, answer in enumerate(answers)}
         pending, outcomes = list(answers), {}
         limit = time.monotonic() + self._timeout
@@ -196,18 +200,6 @@ class RayRanks(RankGroup):
         """Have ranks print where they are. They do so even in the middle of a call, unless they are stopped."""
         asked = [self._actors[rank].print_stacks.remote() for rank in ranks]
         ray.wait(asked, num_returns=len(asked), timeout=_STACKS_SECONDS)
-
-    def _gone(self) -> dict[int, RayActorError]:
-        """Ranks whose actors have ended by now."""
-        gone = {}
-        for rank, actor in enumerate(self._actors):
-            try:
-                ray.get(actor.print_stacks.remote(), timeout=_STACKS_SECONDS)
-            except RayActorError as error:
-                gone[rank] = error
-            except GetTimeoutError:
-                continue
-        return gone
 
     def _died(self, when: str, gone: Mapping[int, RayActorError]) -> EngineDiedError:
         """The error of ranks whose actors have ended."""
