@@ -30,6 +30,13 @@ examples:
   areal-x {command} ./exp.yaml train.learning_rate=1e-5 seed=2
   areal-x {command} --config-name gsm8k data.path=train.jsonl --dry-run
 """
+_RM_EXAMPLES = """\
+examples:
+  areal-x {command} --config-name train_rm preferences.path=pairs.jsonl
+  areal-x {command} --config-name train_rm preferences.path=pairs.jsonl preferences.learning_rate=1e-5 \\
+      model.path=models/my_model
+  areal-x {command} --config-name train_rm preferences.path=pairs.jsonl --dry-run
+"""
 _SWEEP_EXAMPLE = "  areal-x {command} ./exp.yaml seed=1,2,3 --multirun\n"
 
 
@@ -86,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run_command(commands, "train", "train a policy by reinforcement learning", _train, sweeps=True)
     _add_run_command(commands, "sft", "supervised fine-tuning, such as a warm start", _sft, sweeps=True)
+    _add_run_command(
+        commands, "train-rm", "train a reward model on preference pairs", _train_rm, sweeps=True, examples=_RM_EXAMPLES
+    )
     _add_run_command(commands, "eval", "measure a model's accuracy on held-out data", _evaluate, sweeps=False)
     _add_init_model(commands)
     report = commands.add_parser("report", help="write the report of a run again")
@@ -97,10 +107,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_command(commands: argparse._SubParsersAction, name: str, text: str, run: object, sweeps: bool) -> None:  # type: ignore[type-arg]
-    examples = (_RUN_EXAMPLES + (_SWEEP_EXAMPLE if sweeps else "")).format(command=name)
+def _add_run_command(
+    commands: argparse._SubParsersAction,  # type: ignore[type-arg]
+    name: str,
+    text: str,
+    run: object,
+    sweeps: bool,
+    examples: str = _RUN_EXAMPLES,
+) -> None:
+    epilog = (examples + (_SWEEP_EXAMPLE if sweeps else "")).format(command=name)
     command = commands.add_parser(
-        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.add_argument("--config-name", metavar="NAME", help="a shipped config; areal-x config list shows them")
     command.add_argument(
@@ -203,6 +220,15 @@ def _sft(arguments: argparse.Namespace) -> int:
     from areal_x.trainer.main import sft
 
     return sft(config)
+
+
+def _train_rm(arguments: argparse.Namespace) -> int:
+    config = _run_command(arguments)
+    if isinstance(config, int):
+        return config
+    from areal_x.trainer.main import train_rm
+
+    return train_rm(config)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

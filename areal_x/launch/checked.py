@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 
 from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
-from areal_x.api.config_checks import check_config
+from areal_x.api.config_checks import check_config, check_reward_training
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.api.reward_model_checks import NO_RULE_REWARD
@@ -14,17 +14,26 @@ from areal_x.api.server_checks import check_trains
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.launch.server_environment import check_server_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
+from areal_x.rollout.preferences import check_first_pair
 
 __all__ = ["checked_config", "dry_run"]
 
 
 def checked_config(command: str, source: ConfigSource, overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose and check the configuration of ``train``, ``sft`` or ``eval``. Data that is made is made once to try.
+    """Compose and check the configuration of a command: ``train``, ``sft``, ``train-rm`` or ``eval``.
+
+    Data that is made is made once to try; of preference pairs the first one is read.
 
     Raises:
         ConfigError: one line with the key, the value and what would be valid.
         MissingExtraError: an optional package that the configuration asks for is not installed.
     """
+    if command == "train-rm":
+        config = compose_config(source, overrides, unused=("data.path",))
+        check_reward_training(config)
+        _check_extras(config)
+        check_first_pair(config)
+        return config
     config = compose_config(source, overrides)
     if command == "sft":
         config.sft.enabled = True

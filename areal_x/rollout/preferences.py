@@ -8,6 +8,7 @@ Whatever is wrong is named by file and line. Pairs that say nothing (equal answe
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from areal_x.api.config import DataConfig, ExperimentConfig
+from areal_x.api.data_file_checks import names_a_file
 from areal_x.api.errors import DataError
 from areal_x.api.train_config import PreferenceConfig
 from areal_x.rollout.dataset import Located, read_split
 
-__all__ = ["PreferencePair", "Preferences", "load_preferences", "parse_pairs"]
+__all__ = ["PreferencePair", "Preferences", "check_first_pair", "load_preferences", "parse_pairs"]
 
 Text = str | list[dict[str, Any]]
 Row = dict[str, Any]
@@ -53,26 +55,43 @@ def load_preferences(config: ExperimentConfig) -> Preferences:
     Raises:
         DataError: a file or a line is wrong, or nothing is left to train on or to hold out.
     """
+    path = config.preferences.path
+    data = _data_config(config)
+    left_out: dict[str, int] = {}
+    pairs = parse_pairs(read_split(data, "train")[0], config.preferences, left_out)
+    if not pairs:
+        raise DataError(f"preferences.path={path}: holds no pair to train on{_told(left_out)}")
+    located, source = read_split(data, "eval")
+    if not source:
+        return Preferences(*_split(pairs, config.seed, path), left_out)
+    held_out = parse_pairs(located, config.preferences, left_out)
+    if not held_out:
+        raise DataError(f"preferences.eval_path={source}: holds no pair{_told(left_out)}")
+    return Preferences(pairs, held_out, left_out)
+
+
+def check_first_pair(config: ExperimentConfig) -> None:
+    """Read the first pair of files, so that a wrong column is told before anything is loaded. The hub is not asked.
+
+    Raises:
+        DataError: as ``load_preferences``.
+    """
+    data = _data_config(config)
+    for split, path in (("train", data.path), ("eval", data.eval_path)):
+        if path is not None and names_a_file(path):
+            parse_pairs(itertools.islice(read_split(data, split)[0], 1), config.preferences, {})
+
+
+def _data_config(config: ExperimentConfig) -> DataConfig:
     preferences = config.preferences
     assert preferences.path is not None
-    data = DataConfig(
+    return DataConfig(
         path=preferences.path,
         eval_path=preferences.eval_path,
         subset=config.data.subset,
         split=config.data.split,
         kwargs=config.data.kwargs,
     )
-    left_out: dict[str, int] = {}
-    pairs = parse_pairs(read_split(data, "train")[0], preferences, left_out)
-    if not pairs:
-        raise DataError(f"preferences.path={preferences.path}: holds no pair to train on{_told(left_out)}")
-    located, source = read_split(data, "eval")
-    if not source:
-        return Preferences(*_split(pairs, config.seed, preferences.path), left_out)
-    held_out = parse_pairs(located, preferences, left_out)
-    if not held_out:
-        raise DataError(f"preferences.eval_path={source}: holds no pair{_told(left_out)}")
-    return Preferences(pairs, held_out, left_out)
 
 
 def _told(left_out: dict[str, int]) -> str:
@@ -80,7 +99,9 @@ def _told(left_out: dict[str, int]) -> str:
     return f" (left out: {told})" if told else ""
 
 
-def _split(pairs: list[PreferencePair], seed: int, path: str) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def _split(
+    pairs: list[PreferencePair], seed: int, path: str | None
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Hold out one prompt in twenty with all its pairs, so that no prompt is on both sides."""
     prompts = [json.dumps(pair.prompt) for pair in pairs]
     different = sorted(set(prompts))

@@ -1,4 +1,4 @@
-"""The three things that a configuration can be used for: train, fine-tune, evaluate. Called by the command line."""
+"""What a configuration is used for by the command line: train, fine-tune, train a reward model, evaluate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.trainer.given import Given
+from areal_x.trainer.reward_model_training import run_reward_training
 from areal_x.trainer.session import run_evaluation, run_supervised, run_training
 
-__all__ = ["evaluate", "sft", "train"]
+__all__ = ["evaluate", "sft", "train", "train_rm"]
 
 INTERRUPTED = 130
 
@@ -29,6 +30,11 @@ def train(config: ExperimentConfig, given: Given | None = None) -> int:
 def sft(config: ExperimentConfig, given: Given | None = None) -> int:
     """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
     return _run(run_supervised(config, given or Given()))
+
+
+def train_rm(config: ExperimentConfig, given: Given | None = None) -> int:
+    """Train a reward model on the pairs of ``preferences``; writes it with its tokenizer."""
+    return _run(run_reward_training(config, given or Given()))
 
 
 def evaluate(config: ExperimentConfig, given: Given | None = None) -> int:

@@ -109,10 +109,9 @@ def plan_pairs(
     """The micro-batches of one part of a batch; a pure function, so that all ranks agree without a word."""
     if not len(batch):
         return []
-    bins = deal_pairs(batch.pair_costs(), budget, num_parts)[part]
     starts = np.cumsum(batch.lengths, dtype=np.int64) - batch.lengths
-    stand_in = np.array([int((batch.lengths[0::2] + batch.lengths[1::2]).argmin())])
-    return [PairMicroBatch(pairs, _pack(batch, starts, pairs if len(pairs) else stand_in, device)) for pairs in bins]
+    bins = deal_pairs(batch.pair_costs(), budget, num_parts)[part]
+    return [PairMicroBatch(pairs, _pack(batch, starts, pairs, device)) for pairs in bins]
 
 
 def _pack(batch: PreferenceBatch, starts: Indices, pairs: Indices, device: torch.device | str) -> MicroBatch:
@@ -122,12 +121,14 @@ def _pack(batch: PreferenceBatch, starts: Indices, pairs: Indices, device: torch
     and is not computed.
     """
     sequences = np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
-    parts = [batch.input_ids[starts[index] : starts[index] + batch.lengths[index]] for index in sequences]
     lengths = batch.lengths[sequences] + 1
-    ids = np.concatenate([np.append(part, np.int32(0)) for part in parts]).astype(np.int32, copy=False)
+    ids = np.zeros(int(lengths.sum()), dtype=np.int32)
+    for index, end in zip(sequences, np.cumsum(lengths, dtype=np.int64) - 1, strict=True):
+        length = batch.lengths[index]
+        ids[end - length : end] = batch.input_ids[starts[index] : starts[index] + length]
     is_target = np.zeros(len(ids), dtype=np.bool_)
     is_target[np.cumsum(lengths, dtype=np.int64) - 1] = True
     zeros = np.zeros(len(ids), dtype=np.float32)
     laid = TrainBatch(ids, is_target, zeros, zeros, lengths, np.repeat(pairs, 2))
-    (micro_batch,) = plan_micro_batches(laid, is_target, len(ids), device=device)
+    (micro_batch,) = plan_micro_batches(laid, is_target, len(ids) + 1, num_micro_batches=1, device=device)
     return micro_batch
