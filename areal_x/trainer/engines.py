@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,75 +19,90 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.server_checks import SERVER_ENGINES, check_way, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
-from areal_x.engine.train.fsdp_engine import FSDPEngine
-from areal_x.engine.train.policy import embedding_rows
+from areal_x.engine.placement import LocalPlacement, Placement
+from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
+from areal_x.engine.transfer.layout import TensorLayout
+from areal_x.engine.transfer.staging import LiveWeights, RankWeights, WeightSource
 from areal_x.engine.transfer.transport import WeightTransport
-from areal_x.engine.weights import SharedWeights
+from areal_x.engine.weights import SharedWeights, TensorSpec
 from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
+from areal_x.trainer.roles import PolicyEngine
 
 __all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "published_weights", "stage_weights"]
 
 
 def check_device_budget(
-    config: ExperimentConfig, train_engine: FSDPEngine, staging: SharedWeights | WeightTransport
+    config: ExperimentConfig, train_engine: PolicyEngine, staging: SharedWeights | WeightTransport
 ) -> None:
     """Whether colocated servers and this trainer fit the GPU that they share.
 
     Raises:
         ConfigError: they do not; with the numbers.
     """
-    if not config.rollout.colocated or train_engine.device.type != "cuda":
+    facts = train_engine.facts
+    if not config.rollout.colocated or facts.device == "cpu":
         return
-    parameters = sum(tensor.numel() for _, tensor in train_engine.named_weights())
     needed = trainer_bytes(
-        parameters,
-        embedding_rows(train_engine.model),
+        facts.num_parameters,
+        facts.vocabulary_size,
         config.train.logprob_chunk_tokens,
-        train_engine.reference is not None,
+        facts.has_reference,
         # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
         staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
     )
-    check_memory_budget(config, needed, torch.cuda.get_device_properties(train_engine.device).total_memory)
+    check_memory_budget(config, needed, torch.cuda.get_device_properties(facts.device).total_memory)
 
 
 def stage_weights(
-    config: ExperimentConfig, train_engine: FSDPEngine, model_path: str, run_dir: Path, stack: AsyncExitStack
+    config: ExperimentConfig, train_engine: PolicyEngine, model_path: str, run_dir: Path, stack: AsyncExitStack
 ) -> SharedWeights | WeightTransport:
     """Room for the weights that the inference engine takes, of the type it computes in; freed with ``stack``."""
     staging: SharedWeights | WeightTransport
     if config.rollout.engine in SERVER_ENGINES:
         staging = _transport(config, train_engine, model_path, run_dir)
     else:
-        staging = SharedWeights.create(train_engine.named_weights(), train_engine.inference_dtype)
+        staging = SharedWeights.of_layout(_layout(train_engine))
     stack.callback(staging.close)
     return staging
 
 
-def _transport(config: ExperimentConfig, train_engine: FSDPEngine, model_path: str, run_dir: Path) -> WeightTransport:
-    from areal_x.engine.transfer.make_transport import choose_way, make_transport
+def _layout(train_engine: PolicyEngine, quantization: str | None = None) -> TensorLayout:
+    """The weights as engines get them."""
+    facts = train_engine.facts
+    specs = [TensorSpec(name, shape, facts.inference_dtype) for name, shape in facts.weights]
+    return TensorLayout.of_specs(specs, quantization=quantization)
+
+
+def _transport(config: ExperimentConfig, train_engine: PolicyEngine, model_path: str, run_dir: Path) -> WeightTransport:
+    from areal_x.engine.transfer.make_transport import choose_way, transport_of_layout
 
     rollout, server = config.rollout, config.rollout.server
-    starts, on_cpu = not rollout.base_urls, train_engine.device.type == "cpu"
+    facts = train_engine.facts
+    starts, on_cpu = not rollout.base_urls, facts.device == "cpu"
     way = server.weights
     if way == "auto":
-        way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers)
+        way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers, config.train.num_ranks)
     check_way(rollout, way, on_cpu)
     if way == "lora":
         from areal_x.engine.transfer.lora import LoraTransport
 
-        facts, dtype = train_engine.adapter_facts, train_engine.inference_dtype
-        return LoraTransport(train_engine.named_adapters(), facts, directory=run_dir / "weights", dtype=dtype)
-    return make_transport(
+        return LoraTransport(
+            train_engine.named_adapters(),
+            train_engine.adapter_facts,
+            directory=run_dir / "weights",
+            dtype=facts.inference_dtype,
+        )
+    return transport_of_layout(
         way,
-        train_engine.named_weights(),
+        _layout(train_engine, server.quantization),
+        device=torch.device(facts.device),
         engine=rollout.engine,
-        dtype=train_engine.inference_dtype,
         num_ranks_per_server=server.tensor_parallel,
         directory=run_dir / "weights",
         timeout_seconds=server.update_timeout_seconds,
-        quantization=server.quantization,
         model_path=model_path,
+        from_ranks=isinstance(train_engine, RankedTrainEngine),
     )
 
 
@@ -98,11 +112,13 @@ def needs_first_weights(config: ExperimentConfig) -> bool:
     return config.starts_warm or bool(config.rollout.base_urls) or config.rollout.server.weights == "lora"
 
 
-def published_weights(
-    config: ExperimentConfig, train_engine: FSDPEngine
-) -> Callable[[], Iterable[tuple[str, torch.Tensor]]]:
-    """What each publication copies out: all weights, or adapters alone."""
-    return train_engine.named_adapters if config.rollout.server.weights == "lora" else train_engine.named_weights
+def published_weights(config: ExperimentConfig, train_engine: PolicyEngine) -> WeightSource:
+    """What each publication copies out: all weights, or adapters alone. Of several ranks, each copies its own rows."""
+    if config.rollout.server.weights == "lora":
+        return LiveWeights(train_engine.named_adapters)
+    if isinstance(train_engine, RankedTrainEngine):
+        return RankWeights(train_engine.group)
+    return LiveWeights(train_engine.named_weights)
 
 
 def make_inference_engine(
@@ -111,6 +127,7 @@ def make_inference_engine(
     staging: SharedWeights | WeightTransport | None,
     log_dir: Path,
     stack: AsyncExitStack,
+    placement: Placement | None = None,
 ) -> InferenceEngine:
     """The configured inference engine, not yet started; it stops with ``stack``.
 
@@ -118,14 +135,19 @@ def make_inference_engine(
         model_path: the model to load; ``None`` with an endpoint, which has its own.
         staging: where it takes new weights from; ``None``: it keeps those that it has (evaluation).
         log_dir: for what its processes print.
+        placement: where servers are started. Default: here. The embedded engine is always a process of this machine.
     """
-    engine = _make_engine(config, model_path, staging, log_dir)
+    engine = _make_engine(config, model_path, staging, log_dir, placement or LocalPlacement())
     stack.push_async_callback(engine.close)
     return engine
 
 
 def _make_engine(
-    config: ExperimentConfig, model_path: str | None, staging: SharedWeights | WeightTransport | None, log_dir: Path
+    config: ExperimentConfig,
+    model_path: str | None,
+    staging: SharedWeights | WeightTransport | None,
+    log_dir: Path,
+    placement: Placement,
 ) -> InferenceEngine:
     rollout = config.rollout
     if rollout.engine == "openai":
@@ -147,8 +169,9 @@ def _make_engine(
         if torch.cuda.is_available() and config.model.device != "cpu" and not rollout.base_urls:
             gpus = server_gpus(config.model, rollout, trains=staging is not None)
             rollout = dataclasses.replace(rollout, server=dataclasses.replace(rollout.server, gpus=gpus))
+        hosts = None if rollout.base_urls else placement.server_hosts(rollout.server.num_servers)
         return build_server_engine(
-            config.model, rollout, model_path, log_dir=log_dir, seed=config.seed, transport=staging
+            config.model, rollout, model_path, log_dir=log_dir, seed=config.seed, transport=staging, hosts=hosts
         )
     assert staging is None or isinstance(staging, SharedWeights)
     return EmbeddedEngine(

@@ -16,8 +16,10 @@ from areal_x.api.records import IntArray, SamplingParams
 from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.init_model import init_model
+from areal_x.engine.ranks.rank_group import RankGroup
 from areal_x.engine.servers.text_tokenizer import TextTokenizer
 from areal_x.engine.train.fsdp_engine import FSDPEngine
+from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.rollout.dataset import Items, load_dataset_items
 from areal_x.rollout.finish_group import GroupFilter
 from areal_x.trainer.given import Given
@@ -25,6 +27,7 @@ from areal_x.workflow.build import build_workflow
 
 __all__ = [
     "Data",
+    "PolicyEngine",
     "load_data",
     "load_filter",
     "load_supervised",
@@ -35,6 +38,9 @@ __all__ = [
     "sampling_params",
     "token_texts",
 ]
+
+PolicyEngine = FSDPEngine | RankedTrainEngine
+"""What trains, here or on ranks."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,14 @@ def make_workflow(
     return build_workflow(own or config.workflow.path, available, config.workflow.kwargs)
 
 
-def make_train_engine(config: ExperimentConfig, model_path: str) -> FSDPEngine:
-    """The policy to train. Its log-probabilities are those of the temperature that samples are drawn at."""
-    return FSDPEngine(
-        model_path,
-        config.train,
-        config.algorithm,
-        config.model,
-        temperature=config.rollout.sampling.temperature,
-    )
+def make_train_engine(config: ExperimentConfig, model_path: str, ranks: RankGroup | None = None) -> PolicyEngine:
+    """The policy to train, in this process or on ``ranks``. Its log-probabilities are those of the temperature that
+    samples are drawn at."""
+    arguments = (model_path, config.train, config.algorithm, config.model)
+    temperature = config.rollout.sampling.temperature
+    if ranks is None:
+        return FSDPEngine(*arguments, temperature=temperature)
+    return RankedTrainEngine(ranks, *arguments, temperature=temperature)
 
 
 def load_filter(config: ExperimentConfig, given: Given | None = None) -> GroupFilter | None:

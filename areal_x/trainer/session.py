@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -28,15 +28,13 @@ from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import engines, roles
 from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.given import Given
+from areal_x.trainer.ranks import open_ranks
 from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
 from areal_x.trainer.trainer_thread import TrainerThread
 from areal_x.trainer.warm_start import warm_start
-
-if TYPE_CHECKING:
-    from areal_x.engine.train.fsdp_engine import FSDPEngine
 
 __all__ = ["open_files", "run_evaluation", "run_supervised", "run_training"]
 
@@ -109,10 +107,11 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         evaluation_workflow = roles.make_workflow(
             config, tokenizer, evaluation_reward, config.evaluation.sampling, given
         )
-        train_engine = await thread.call(roles.make_train_engine, config, model_path)
+        ranks = await stack.enter_async_context(open_ranks(config, given.placement, run.directory, thread))
+        train_engine = await thread.call(roles.make_train_engine, config, model_path, ranks)
         staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
         engines.check_device_budget(config, train_engine, staging)
-        engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
+        engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack, given.placement)
         weight_sync = StagedSync(engines.published_weights(config, train_engine), staging, [engine])
         await start_engine(run, engine, tokenizer, train_engine)
         if engines.needs_first_weights(config):
@@ -143,7 +142,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
     finish(run)
 
 
-async def start_engine(run: Run, engine: InferenceEngine, tokenizer: Any, train_engine: FSDPEngine) -> None:
+async def start_engine(run: Run, engine: InferenceEngine, tokenizer: Any, train_engine: roles.PolicyEngine) -> None:
     """Start the engine, and meanwhile (colocated, afterwards, while it sleeps) make the warm start if there is one."""
     config = run.config
     async with asyncio.TaskGroup() as group:
@@ -175,16 +174,17 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
 
 async def run_supervised(config: ExperimentConfig, given: Given) -> None:
     """See ``main.sft``."""
-    async with open_run(config, config.sft.steps, given) as run:
+    async with open_run(config, config.sft.steps, given) as run, AsyncExitStack() as stack:
         model_path = await run.thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, model_path)
-        train_engine = await run.thread.call(roles.make_train_engine, config, model_path)
+        ranks = await stack.enter_async_context(open_ranks(config, given.placement, run.directory, run.thread))
+        train_engine = await run.thread.call(roles.make_train_engine, config, model_path, ranks)
         await supervise(run, tokenizer, train_engine)
         save_policy(run, train_engine, tokenizer)
     print(f"wrote {run.directory / 'policy'}; use it with model.path={run.directory / 'policy'}")
 
 
-async def supervise(run: Run, tokenizer: Any, train_engine: FSDPEngine) -> None:
+async def supervise(run: Run, tokenizer: Any, train_engine: roles.PolicyEngine) -> None:
     """The supervised phase of a run, on ``sft.path`` or the run's own items."""
     items = await run.thread.call(roles.load_supervised, run.config, run.data)
     await warm_start(run.config, items, tokenizer, train_engine, run.thread, writer=run.writer, display=run.display)
@@ -201,7 +201,7 @@ async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
         check_held_out_groups(config, run.data, reward)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
         workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling, given)
-        engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack)
+        engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack, given.placement)
         run.display.phase("starting the inference engine")
         await engine.start()
         metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
@@ -258,7 +258,7 @@ def make_executor(
     )
 
 
-def save_policy(run: Run, train_engine: FSDPEngine, tokenizer: Any) -> None:
+def save_policy(run: Run, train_engine: roles.PolicyEngine, tokenizer: Any) -> None:
     """Write the policy and its tokenizer in Hugging Face format."""
     train_engine.save(run.directory / "policy")
     tokenizer.save_pretrained(run.directory / "policy")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from areal_x.api.config import ExperimentConfig
+from areal_x.api.engine_api import TrainEngine
 from areal_x.api.errors import DataError
 from areal_x.api.records import IntArray, TrainBatch
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.trainer.trainer_thread import TrainerThread
 from areal_x.workflow.rendering import PromptRenderer
-
-if TYPE_CHECKING:
-    from areal_x.engine.train.fsdp_engine import FSDPEngine
 
 __all__ = ["SupervisedExamples", "tokenize_examples", "warm_start"]
 
@@ -96,7 +94,7 @@ async def warm_start(
     config: ExperimentConfig,
     items: Sequence[dict[str, Any]],
     tokenizer: Any,
-    train_engine: FSDPEngine,
+    train_engine: TrainEngine,
     thread: TrainerThread,
     *,
     writer: RunWriter,

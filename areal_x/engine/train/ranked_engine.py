@@ -6,6 +6,7 @@ between them before the work begins. Metrics are those of all ranks together, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class RankedTrainEngine(TrainEngine):
             "model_path": model_path,
             "train": train,
             "algorithm": algorithm,
-            "model": model,
+            # Each rank sees one GPU, whatever its number is here.
+            "model": dataclasses.replace(model, device=model.device.partition(":")[0]),
             "temperature": temperature,
             "reference_path": reference_path,
         }
