@@ -91,12 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_run_command(commands, "train", "train a policy by reinforcement learning", _train, sweeps=True)
-    _add_run_command(commands, "sft", "supervised fine-tuning, such as a warm start", _sft, sweeps=True)
+    _add_run_command(commands, "train", "train a policy by reinforcement learning", _start, sweeps=True)
+    _add_run_command(commands, "sft", "supervised fine-tuning, such as a warm start", _start, sweeps=True)
     _add_run_command(
-        commands, "train-rm", "train a reward model on preference pairs", _train_rm, sweeps=True, examples=_RM_EXAMPLES
+        commands, "train-rm", "train a reward model on preference pairs", _start, sweeps=True, examples=_RM_EXAMPLES
     )
-    _add_run_command(commands, "eval", "measure a model's accuracy on held-out data", _evaluate, sweeps=False)
+    _add_run_command(commands, "eval", "measure a model's accuracy on held-out data", _start, sweeps=False)
     _add_init_model(commands)
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="such as runs/quickstart")
@@ -204,40 +204,13 @@ def _run_command(arguments: argparse.Namespace) -> ExperimentConfig | int:
     return checked_config(arguments.command, source, overrides)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _start(arguments: argparse.Namespace) -> int:
     config = _run_command(arguments)
     if isinstance(config, int):
         return config
-    from areal_x.trainer.main import train
+    from areal_x.launch.run import run
 
-    return train(config)
-
-
-def _sft(arguments: argparse.Namespace) -> int:
-    config = _run_command(arguments)
-    if isinstance(config, int):
-        return config
-    from areal_x.trainer.main import sft
-
-    return sft(config)
-
-
-def _train_rm(arguments: argparse.Namespace) -> int:
-    config = _run_command(arguments)
-    if isinstance(config, int):
-        return config
-    from areal_x.trainer.main import train_rm
-
-    return train_rm(config)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    config = _run_command(arguments)
-    if isinstance(config, int):
-        return config
-    from areal_x.trainer.main import evaluate
-
-    return evaluate(config)
+    return run(arguments.command, config)
 
 
 def _init_model(arguments: argparse.Namespace) -> int:

@@ -53,6 +53,9 @@ def _check_devices(config: ExperimentConfig, trains: bool) -> bool:
     from areal_x.engine.servers.machine_checks import check_devices
 
     rollout = config.rollout
+    if config.cluster.kind == "ray":
+        # What its nodes have is known once they answer.
+        return config.model.device == "cpu"
     gpus = check_devices(config.model, rollout, trains)
     if gpus and trains and not rollout.colocated and rollout.server.weights in ("auto", "nccl"):
         own = trainer_gpu(config.model)
