@@ -47,6 +47,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.records import ModelRequest, SamplingParams, TrainBatch, TrajectoryGroup
 from areal_x.engine.train.fsdp_engine import FSDPEngine
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.rollout.executor import RolloutExecutor
@@ -178,7 +179,7 @@ async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> 
     train_engine = await thread.call(roles.make_train_engine, config, model_path)
     staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
     engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
-    weight_sync = StagedSync(train_engine.named_weights, staging, [engine])
+    weight_sync = StagedSync(LiveWeights(train_engine.named_weights), staging, [engine])
     await session.start_engine(run, engine, tokenizer, train_engine)
     await weight_sync.stage(train_engine.version)
     await weight_sync.publish(train_engine.version)

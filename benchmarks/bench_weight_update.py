@@ -29,6 +29,7 @@ from bench_engine import make_model
 from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.inference import EmbeddedEngine
 from areal_x.engine.inference.model_runner import ModelRunner
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import SharedWeights, StagedSync, WeightsReader
 
 NUM_SLOTS, MAX_LENGTH, VOCAB = 64, 256, 4096
@@ -70,7 +71,7 @@ async def measure(kv_on_update: str, updates: int) -> dict[str, Any]:
             path, num_slots=NUM_SLOTS, max_length=MAX_LENGTH, device="cpu", weights=shared, kv_on_update=kv_on_update
         )
         await engine.start()
-        sync = StagedSync(policy.named_parameters, shared, [engine])
+        sync = StagedSync(LiveWeights(policy.named_parameters), shared, [engine])
         clients = [asyncio.create_task(keep_busy(engine)) for _ in range(NUM_SLOTS)]
         try:
             for version in range(1, updates + 4):

@@ -30,6 +30,7 @@ from areal_x.engine.servers.build import build_server_engine
 from areal_x.engine.servers.server_engine import ServerEngine
 from areal_x.engine.transfer.make_transport import make_transport
 from areal_x.engine.transfer.transport import WeightTransport
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 
 KEY_VARIABLE = "AREAL_X_BENCH_KEY"
@@ -120,7 +121,7 @@ async def serving(
         )
         try:
             await engine.start()
-            sync = StagedSync(model.named_parameters, transport, [engine])
+            sync = StagedSync(LiveWeights(model.named_parameters), transport, [engine])
             yield Serving(engine, model, transport, sync, path, SIZES[size]["vocab_size"])
         finally:
             await engine.close()

@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import EngineError
+from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_buffers import (
     CLAIMS,
     KEY,
@@ -32,9 +31,11 @@ from areal_x.engine.transfer.shared_buffers import (
     TensorSpec,
     fence,
 )
+from areal_x.engine.transfer.staging import OpenWrite, Staging, WeightSource
 from areal_x.engine.transfer.transport import WeightTransport
+from areal_x.engine.transfer.write_target import anonymous_file, memory_target
 
-__all__ = ["SharedWeights", "StagedSync", "Staging", "TensorSpec", "WeightsHandle", "WeightsReader"]
+__all__ = ["SharedWeights", "StagedSync", "TensorSpec", "WeightsHandle", "WeightsReader"]
 
 _INLINE_BYTES = 16 * 2**20
 
@@ -48,16 +49,23 @@ class WeightsHandle:
     reader_index: int
 
 
-class SharedWeights:
-    """The writer's side: one process writes, any number of engines read."""
+class SharedWeights(Staging):
+    """The writer's side: one process begins and ends versions, any number of engines read.
 
-    def __init__(self, fd: int, specs: Sequence[TensorSpec]) -> None:
+    Args:
+        fd: of an empty file without a name; closed by ``close``.
+    """
+
+    def __init__(self, fd: int, layout: TensorLayout) -> None:
+        super().__init__(layout)
         self._fd = fd
-        self._shared = SharedBuffers(fd, specs)
+        self._shared = SharedBuffers(fd, layout.specs)
         self._shared.words[LATEST] = -1
         self._shared.words[KEY] = secrets.randbits(62)
         self._num_readers = 0
         self._write_lock = threading.Lock()
+        self._target = 0
+        """The buffer that is written."""
 
     @classmethod
     def create(
@@ -69,22 +77,14 @@ class SharedWeights:
             named_tensors: names, shapes and types to hold; tied tensors once, under any of their names.
             dtype: type to hold them in; writing casts. Default: each tensor's own.
         """
-        return cls.of_specs(
-            [TensorSpec(name, tuple(tensor.shape), dtype or tensor.dtype) for name, tensor in named_tensors]
-        )
+        return cls.of_layout(TensorLayout(named_tensors, dtype))
 
     @classmethod
-    def of_specs(cls, specs: Sequence[TensorSpec]) -> SharedWeights:
-        """As ``create``, for tensors of these names, shapes and types."""
-        if len({spec.name for spec in specs}) != len(specs):
-            raise EngineError("weights to share name a tensor twice")
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("areal_x-weights", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
+    def of_layout(cls, layout: TensorLayout) -> SharedWeights:
+        """As ``create``, for the tensors of a layout."""
+        fd = anonymous_file("areal_x-weights")
         try:
-            return cls(fd, specs)
+            return cls(fd, layout)
         except BaseException:
             os.close(fd)
             raise
@@ -105,11 +105,6 @@ class SharedWeights:
         return int(self._shared.words[KEY])
 
     @property
-    def num_bytes(self) -> int:
-        """Size of one copy of the weights."""
-        return sum(spec.num_bytes for spec in self._shared.specs)
-
-    @property
     def version(self) -> int | None:
         """The newest complete version, ``None`` before the first write."""
         latest = int(self._shared.words[LATEST])
@@ -122,31 +117,35 @@ class SharedWeights:
         self._num_readers += 1
         return WeightsHandle(self._fd, self._shared.specs, self._num_readers - 1)
 
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Write ``version`` and make it the newest. Types are cast to those given at creation.
+    def begin(self, version: int) -> OpenWrite:
+        """See ``Staging.begin``. A second writer waits for the first to end."""
+        self._write_lock.acquire()
+        words = self._shared.words
+        self._target = target = self._choose_target()
+        if int(words[LATEST]) == target:
+            words[LATEST] = 1 - target
+        # An odd number here is what a write that was interrupted half-way left behind.
+        words[SEQUENCE + target] = (int(words[SEQUENCE + target]) + 1) | 1
+        fence()
+        order = self.layout.order(version)
+        return OpenWrite(
+            order, self._shared.buffers[target], memory_target(order, self._fd, self._shared.offsets[target])
+        )
 
-        All names and shapes are checked before the first byte is written.
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        """See ``Staging.finish``."""
+        words, target = self._shared.words, self._target
+        self._shared.sums[target] = [sums.get(spec.name, 0) for spec in self._shared.specs]
+        words[VERSION + target] = write.order.version
+        fence()
+        words[SEQUENCE + target] += 1
+        fence()
+        words[LATEST] = target
+        self._write_lock.release()
 
-        Raises:
-            EngineError: a tensor is missing, unknown or of another shape; the newest version stays what it was.
-        """
-        with self._write_lock:
-            tensors = self._checked(named_tensors)
-            words = self._shared.words
-            target = self._choose_target()
-            if int(words[LATEST]) == target:
-                words[LATEST] = 1 - target
-            # An odd number here is what a write that was interrupted half-way left behind.
-            sequence = (int(words[SEQUENCE + target]) + 1) | 1
-            words[SEQUENCE + target] = sequence
-            fence()
-            for name, tensor in tensors.items():
-                self._shared.buffers[target][name].copy_(tensor.detach())
-            words[VERSION + target] = version
-            fence()
-            words[SEQUENCE + target] = sequence + 1
-            fence()
-            words[LATEST] = target
+    def abandon(self, write: OpenWrite) -> None:
+        """See ``Staging.abandon``."""
+        self._write_lock.release()
 
     def _choose_target(self) -> int:
         words = self._shared.words
@@ -160,20 +159,6 @@ class SharedWeights:
         if older_is_claimed and older_is_complete and not newest_is_claimed:
             return latest
         return 1 - latest
-
-    def _checked(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        tensors = dict(named_tensors)
-        buffer = self._shared.buffers[0]
-        for name, tensor in tensors.items():
-            target = buffer.get(name)
-            if target is None:
-                raise EngineError(f"weight {name!r} is not part of the shared weights")
-            if target.shape != tensor.shape:
-                raise EngineError(f"weight {name!r} has shape {tuple(tensor.shape)}, shared is {tuple(target.shape)}")
-        missing = [name for name in buffer if name not in tensors]
-        if missing:
-            raise EngineError(f"weight {missing[0]!r} was not written ({len(missing)} missing)")
-        return tensors
 
     def close(self) -> None:
         """Close the descriptor; the memory goes when the last process that maps it ends. Safe to call twice."""
@@ -202,35 +187,22 @@ class WeightsReader(BufferReader):
             raise EngineError(str(error)) from error
 
 
-class Staging(Protocol):
-    """Where a version is copied to before engines are told of it: ``SharedWeights`` or a ``WeightTransport``."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of one copy of the weights."""
-        ...
-
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Copy the weights out as ``version``."""
-        ...
-
-
 class StagedSync:
     """Publishes the trainer's weights to engines (the ``WeightSync`` contract).
 
     Args:
-        named_weights: the trainer's live weights.
+        source: the trainer's live weights.
         staging: holds a copy of them while the trainer changes them again.
         engines: those that ``publish`` tells.
     """
 
     def __init__(
         self,
-        named_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
+        source: WeightSource,
         staging: Staging,
         engines: Sequence[InferenceEngine],
     ) -> None:
-        self._named_weights = named_weights
+        self._source = source
         self._staging = staging
         self._engines = tuple(engines)
         # With a transport, servers that join again load what is staged, at any time: it must not change under them.
@@ -241,16 +213,20 @@ class StagedSync:
     async def stage(self, version: int) -> None:
         """Copy the weights out as ``version``; they may change again once this returns.
 
-        It is done in a thread, so that the event loop goes on, but for 16 MiB or less into shared memory. A second call
-        waits for the first, and for servers that are loading. Cancelled, it returns only when the copy has ended: until
-        then the weights must not change.
+        It is done in a thread, so that the event loop goes on, but for 16 MiB or less of this process into shared
+        memory. A second call waits for the first, and for servers that are loading. Cancelled, it returns only when the
+        copy has ended: until then the weights must not change.
+
+        Raises:
+            EngineError: see ``Staging.stage``.
         """
         async with self._one_at_a_time:
             started = time.monotonic()
-            if isinstance(self._staging, SharedWeights) and self._staging.num_bytes <= _INLINE_BYTES:
-                self._staging.write(version, self._named_weights())
+            is_short = isinstance(self._staging, SharedWeights) and self._staging.num_bytes <= _INLINE_BYTES
+            if is_short and self._source.is_here:
+                self._staging.stage(version, self._source)
             else:
-                await _on_thread(lambda: self._staging.write(version, self._named_weights()))
+                await _on_thread(lambda: self._staging.stage(version, self._source))
             self.stage_seconds = time.monotonic() - started
 
     async def publish(self, version: int) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from areal_x.api.errors import EngineError, PromptTooLongError, RequestError
 from areal_x.api.records import ModelRequest, ModelResponse, SamplingParams
 from areal_x.engine.inference import EmbeddedEngine
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import SharedWeights, StagedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -61,7 +62,7 @@ async def make_running(path: Path, **options: Any) -> Running:
     engine = EmbeddedEngine(path, num_slots=NUM_SLOTS, max_length=MAX_LENGTH, device="cpu", weights=shared, **options)
     await engine.start()
     policies = {0: {name: tensor.clone() for name, tensor in policy.state_dict().items()}}
-    return Running(engine, policy, StagedSync(policy.named_parameters, shared, [engine]), policies)
+    return Running(engine, policy, StagedSync(LiveWeights(policy.named_parameters), shared, [engine]), policies)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -259,7 +260,7 @@ async def test_an_engine_of_16_bits_takes_weights_trained_in_32(tmp_path: Path) 
         tmp_path, num_slots=2, max_length=64, device="cpu", dtype="bfloat16", weights=shared, initial_version=-1
     )
     await engine.start()
-    sync = StagedSync(policy.named_parameters, shared, [engine])
+    sync = StagedSync(LiveWeights(policy.named_parameters), shared, [engine])
     perturb(policy, 1)
     await sync.stage(0)
     await sync.publish(0)

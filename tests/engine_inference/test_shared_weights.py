@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_x.api.errors import EngineError
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import SharedWeights, StagedSync, WeightsReader
 
 SHAPES = {"a": (3, 5), "b": (7,), "scale": ()}
@@ -248,7 +249,7 @@ async def test_publishing_writes_first_and_then_tells_every_engine(shared: Share
         async def update_weights(self, version: int) -> None:
             told.append((version, shared.version))
 
-    sync = StagedSync(lambda: named(5), shared, [Engine(), Engine()])  # type: ignore[list-item]
+    sync = StagedSync(LiveWeights(lambda: named(5)), shared, [Engine(), Engine()])  # type: ignore[list-item]
     await sync.stage(5)
     await sync.publish(5)
     assert told == [(5, 5), (5, 5)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from areal_x.api.errors import EngineError
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 
 
@@ -27,7 +28,7 @@ class SlowStaging:
         self.threads: set[int] = set()
         self.fails = False
 
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def stage(self, version: int, source: LiveWeights) -> None:
         self.running += 1
         assert self.running == 1, "two at once"
         self.threads.add(threading.get_ident())
@@ -36,7 +37,7 @@ class SlowStaging:
         self.running -= 1
         if self.fails:
             raise EngineError("no space")
-        assert [name for name, _ in named_tensors] == ["a"]
+        assert [name for name, _ in source.named_weights()] == ["a"]
         self.written.append(version)
 
 
@@ -46,7 +47,7 @@ def named() -> Iterator[tuple[str, torch.Tensor]]:
 
 async def test_staging_leaves_the_event_loop_free_and_comes_one_at_a_time() -> None:
     staging = SlowStaging()
-    sync = StagedSync(named, staging, [])
+    sync = StagedSync(LiveWeights(named), staging, [])
     first = asyncio.create_task(sync.stage(1))
     second = asyncio.create_task(sync.stage(2))
     await asyncio.to_thread(staging.begun.wait, 20)
@@ -61,7 +62,7 @@ async def test_staging_leaves_the_event_loop_free_and_comes_one_at_a_time() -> N
 
 async def test_a_cancelled_staging_ends_before_the_weights_may_change() -> None:
     staging = SlowStaging()
-    sync = StagedSync(named, staging, [])
+    sync = StagedSync(LiveWeights(named), staging, [])
     task = asyncio.create_task(sync.stage(1))
     await asyncio.to_thread(staging.begun.wait, 20)
     task.cancel()
@@ -77,7 +78,7 @@ async def test_a_failed_staging_is_raised_and_the_next_works() -> None:
     staging = SlowStaging()
     staging.open.set()
     staging.fails = True
-    sync = StagedSync(named, staging, [])
+    sync = StagedSync(LiveWeights(named), staging, [])
     with pytest.raises(EngineError, match="no space"):
         await sync.stage(1)
     staging.fails = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from areal_x.engine.servers.client import ServerClient
 from areal_x.engine.servers.dialect import Finish, Piece, ServerDialect, ServerError, ServerFacts
 from areal_x.engine.servers.server_engine import ServerEngine
 from areal_x.engine.servers.settings import EngineSettings
+from areal_x.engine.transfer.layout import TensorLayout
+from areal_x.engine.transfer.staging import OpenWrite
 from areal_x.engine.transfer.transport import WeightTransport
 
 VOCAB = 97
@@ -266,9 +268,9 @@ class FakeTransport(WeightTransport):
     """Stages version numbers. ``collective``: servers have to join, and the trainer sends."""
 
     way = "fake"
-    num_bytes = 0
 
     def __init__(self, collective: bool = False) -> None:
+        super().__init__(TensorLayout([]))
         self.collective = collective
         self.staged: int | None = None
         self.calls: list[str] = []
@@ -279,7 +281,15 @@ class FakeTransport(WeightTransport):
         return self.staged
 
     def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
-        self.staged = version
+        super().write(version, named_tensors)
+
+    def begin(self, version: int) -> OpenWrite:
+        return OpenWrite(self.layout.order(version), {}, None)
+
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        self.staged = write.order.version
+
+    def abandon(self, write: OpenWrite) -> None: ...
 
     def join_orders(self, num_servers: int) -> list[dict[str, Any]]:
         return [{"rank": rank, "of": num_servers} for rank in range(num_servers)] if self.collective else []

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from areal_x.engine.transfer.make_transport import make_transport
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 
 
@@ -17,7 +18,7 @@ async def test_staging_waits_for_servers_that_load(tmp_path: Path) -> None:
     transport = make_transport(
         "disk", tensors, engine="vllm", dtype=None, directory=tmp_path / "weights", timeout_seconds=5.0
     )
-    sync = StagedSync(lambda: tensors, transport, [])
+    sync = StagedSync(LiveWeights(lambda: tensors), transport, [])
     await sync.stage(1)
     async with transport.lock:
         staging = asyncio.create_task(sync.stage(2))

@@ -159,7 +159,7 @@ def test_bad_tensors_are_refused_and_leave_the_version_before(tmp_path: Path) ->
     for bad, message in [
         (good[1:], "'model.embed_tokens.weight' was not written"),
         ([*good, ("other", torch.zeros(1))], "'other' is not part"),
-        ([(good[0][0], torch.zeros(3)), *good[1:]], r"has shape \(3,\), servers expect \(17, 40\)"),
+        ([(good[0][0], torch.zeros(3)), *good[1:]], r"has shape \(3,\), engines expect \(17, 40\)"),
     ]:
         with pytest.raises(EngineError, match=message):
             transport.write(2, bad)

@@ -150,6 +150,7 @@ def test_what_runs_in_servers_imports_nothing_heavy() -> None:
         "areal_x.engine.transfer",
         "areal_x.engine.transfer.broadcast_group",
         "areal_x.engine.transfer.cuda_handle",
+        "areal_x.engine.transfer.samples",
         "areal_x.engine.transfer.shared_buffers",
     ]
 

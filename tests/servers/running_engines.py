@@ -17,6 +17,7 @@ from areal_x.api.records import ModelRequest, ModelResponse, SamplingParams
 from areal_x.engine.inference import EmbeddedEngine
 from areal_x.engine.servers.build import build_server_engine
 from areal_x.engine.transfer.make_transport import choose_way, make_transport
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import SharedWeights, StagedSync
 
 __all__ = ["KINDS", "NUM_SLOTS", "SERVERS", "Running", "request", "start_running"]
@@ -88,7 +89,7 @@ async def start_running(
             weights=weights,
             seed=SEED,
         )
-        running = Running(kind, engine, policy, StagedSync(policy.named_weights, weights, [engine]), weights, log_dir)
+        running = Running(kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), weights, [engine]), weights, log_dir)
     else:
         config = ServerConfig(**({"stream_interval": 16} | server))
         running = make_server_running(kind, policy, log_dir, config, kv_on_update=kv_on_update)
@@ -128,4 +129,4 @@ def make_server_running(
     )
     model = ModelConfig(path=str(policy.path), device=DEVICE)
     engine = build_server_engine(model, config, str(policy.path), log_dir=log_dir, seed=SEED, transport=staging)
-    return Running(kind, engine, policy, StagedSync(policy.named_weights, staging, [engine]), staging, log_dir)
+    return Running(kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), staging, [engine]), staging, log_dir)

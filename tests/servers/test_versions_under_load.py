@@ -20,6 +20,7 @@ from server_models import VOCAB, assert_whole_spans, make_policy
 from versioned_weights import VersionedWeights
 
 from areal_x.api.records import ModelResponse, VersionSpan
+from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -43,7 +44,7 @@ async def run_load(running: Running, num_updates: int, num_tokens: int) -> Load:
     rng = random.Random(0)
     load = Load()
     weights = VersionedWeights(running.policy, running.version + 1)
-    sync = StagedSync(weights.named_weights, running.staging, [running.engine])
+    sync = StagedSync(LiveWeights(weights.named_weights), running.staging, [running.engine])
     await sync.stage(weights.version)
     await sync.publish(weights.version)
     is_enough = asyncio.Event()
@@ -108,7 +109,7 @@ async def test_versions_are_right_under_load(running: Running) -> None:
 async def test_a_wrong_version_is_noticed(running: Running) -> None:
     """The check itself: the same tokens under any other version are wrong, each of them."""
     weights = VersionedWeights(running.policy, running.version + 1)
-    sync = StagedSync(weights.named_weights, running.staging, [running.engine])
+    sync = StagedSync(LiveWeights(weights.named_weights), running.staging, [running.engine])
     await sync.stage(weights.version)
     await sync.publish(weights.version)
     (response,) = await running.run(request(max_new_tokens=100))

@@ -15,6 +15,8 @@ from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.transfer.lora import AdapterFacts
+from areal_x.engine.transfer.write_rows import WriteReceipt, write_rows
+from areal_x.engine.transfer.write_target import WriteTarget
 
 __all__ = ["RankPolicy", "make_policy"]
 
@@ -57,6 +59,10 @@ class RankPolicy(FSDPEngine):
             if num_bytes >= max_bytes:
                 break
         return gathered
+
+    def write_rows(self, target: WriteTarget, one_machine: bool) -> WriteReceipt:
+        """Copy this rank's rows of all weights to where engines read them; see ``transfer/write_rows.py``."""
+        return write_rows(target, self.local_weights, self._ranks, one_machine)
 
     @property
     def _is_first(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -12,9 +12,11 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from areal_x.api.errors import EngineError
-from areal_x.engine.transfer.broadcast_group import BroadcastGroup, packed_order, split_buckets, views_of
+from areal_x.engine.transfer.broadcast_group import BroadcastGroup, packed_order, split_buckets
+from areal_x.engine.transfer.flat_memory import FlatMemory
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_buffers import specs_to_json
+from areal_x.engine.transfer.staging import OpenWrite
 from areal_x.engine.transfer.transport import Order, WeightTransport
 
 __all__ = ["BroadcastTransport", "GlooTransport", "NcclTransport"]
@@ -33,7 +35,9 @@ class BroadcastTransport(WeightTransport):
         layout: what is sent.
         num_ranks_per_server: workers of one server.
         timeout_seconds: for joining, and for each bucket.
+        device: that tensors are sent from.
         bucket_bytes: size of a bucket.
+        on_host: stage in this machine's memory, where ranks can write; else on ``device``.
     """
 
     backend: ClassVar[str]
@@ -47,49 +51,56 @@ class BroadcastTransport(WeightTransport):
         timeout_seconds: float,
         device: torch.device,
         bucket_bytes: int | None = None,
+        on_host: bool = False,
     ) -> None:
-        self._layout = layout
+        super().__init__(layout)
         self._num_ranks = num_ranks_per_server
         self._timeout = timeout_seconds
         self._specs = packed_order(layout.specs)
         self._buckets = split_buckets(self._specs, bucket_bytes or self.default_bucket_bytes)
         self._device = device
-        self._flats = [torch.empty(layout.num_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._halves = [self._half(on_host=on_host or device.type == "cpu") for _ in range(2)]
         self._versions: list[int | None] = [None, None]
+        self._sums: list[Mapping[str, int]] = [{}, {}]
         self._newest = 1
         self._ordered: tuple[int, int] | None = None
         self._lock = threading.Lock()
+        self._holds_lock = False
         self._group: BroadcastGroup | None = None
         self._next_join: tuple[dict[str, Any], TCPStore] | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        """See ``WeightTransport.num_bytes``."""
-        return self._layout.num_bytes
+    def _half(self, on_host: bool) -> FlatMemory:
+        if on_host:
+            return FlatMemory.shared(self.layout.num_bytes)
+        return FlatMemory(torch.empty(self.layout.num_bytes, dtype=torch.uint8, device=self._device), None)
 
     @property
     def version(self) -> int | None:
-        """See ``WeightTransport.version``."""
+        """See ``Staging.version``."""
         return self._versions[self._newest]
 
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See ``WeightTransport.write``. Waits while the buffer that it needs is sent."""
-        tensors = self._layout.prepared(named_tensors)
+    def begin(self, version: int) -> OpenWrite:
+        """See ``Staging.begin``. Waits while the buffer that it needs is sent."""
         target = 1 - self._newest
-        if self._ordered is not None and self._ordered[0] != target:
-            self._fill(target, version, tensors)
-            return
-        with self._lock:
-            self._fill(target, version, tensors)
-
-    def _fill(self, target: int, version: int, tensors: Any) -> None:
+        self._holds_lock = self._ordered is None or self._ordered[0] == target
+        if self._holds_lock:
+            self._lock.acquire()
         self._versions[target] = None
-        for name, view in views_of(self._flats[target], self._specs):
-            view.copy_(tensors[name].detach())
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._versions[target] = version
+        return self._halves[target].open(self.layout.order(version), self._specs)
+
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        """See ``Staging.finish``."""
+        target = 1 - self._newest
+        self._sums[target] = sums
+        self._versions[target] = write.order.version
         self._newest = target
+        self.abandon(write)
+
+    def abandon(self, write: OpenWrite) -> None:
+        """See ``Staging.abandon``."""
+        if self._holds_lock:
+            self._holds_lock = False
+            self._lock.release()
 
     def join_orders(self, num_servers: int) -> list[Order]:
         """See ``WeightTransport.join_orders``. Each call is a new group, with a port of its own on loopback."""
@@ -141,6 +152,7 @@ class BroadcastTransport(WeightTransport):
             "buckets": [list(bucket) for bucket in self._buckets],
             "packed": True,
             "version": version,
+            "sums": dict(self._sums[self._newest]),
         }
 
     def send(self) -> None:
@@ -157,11 +169,7 @@ class BroadcastTransport(WeightTransport):
             try:
                 if self._versions[buffer] != version:
                     raise EngineError(f"version {version} was replaced before it was sent")
-                rest = self._flats[buffer]
-                for start, stop in self._buckets:
-                    size = sum(spec.num_bytes for spec in self._specs[start:stop])
-                    group.wait(group.broadcast(rest[:size]))
-                    rest = rest[size:]
+                self._send(group, self._halves[buffer].flat)
             except BaseException as error:
                 self._leave()
                 if isinstance(error, RuntimeError):
@@ -172,6 +180,18 @@ class BroadcastTransport(WeightTransport):
                     ) from error.with_traceback(None)
                 raise
 
+    def _send(self, group: BroadcastGroup, flat: torch.Tensor) -> None:
+        """What lies on the host goes to the device bucket by bucket, each while the one before it is sent."""
+        # A bucket must not be freed before its wait: the work alone does not keep it.
+        under_way: list[tuple[Any, torch.Tensor]] = []
+        for start, stop in self._buckets:
+            size = sum(spec.num_bytes for spec in self._specs[start:stop])
+            bucket, flat = flat[:size].to(self._device), flat[size:]
+            if under_way:
+                group.wait(under_way.pop()[0])
+            under_way.append((group.broadcast(bucket), bucket))
+        group.wait(under_way.pop()[0])
+
     def _leave(self) -> None:
         group, self._group, self._next_join = self._group, None, None
         if group is not None:
@@ -180,7 +200,9 @@ class BroadcastTransport(WeightTransport):
     def close(self) -> None:
         """See ``WeightTransport.close``. Servers that wait in the group get an error."""
         self._leave()
-        self._flats = []
+        for half in self._halves:
+            half.close()
+        self._halves = []
 
 
 class GlooTransport(BroadcastTransport):

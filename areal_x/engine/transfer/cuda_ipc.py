@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from areal_x.engine.transfer.broadcast_group import packed_order, views_of
 from areal_x.engine.transfer.cuda_handle import export_flat
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_buffers import TensorSpec, specs_to_json
+from areal_x.engine.transfer.staging import OpenWrite
 from areal_x.engine.transfer.transport import Order, WeightTransport
 
 __all__ = ["CudaIpcTransport", "bucket_description"]
@@ -39,50 +40,49 @@ class CudaIpcTransport(WeightTransport):
     way: ClassVar[str] = "cuda_ipc"
 
     def __init__(self, layout: TensorLayout, *, device: torch.device, engine: str) -> None:
-        self._layout = layout
-        self._engine = engine
+        super().__init__(layout)
         self._device = device
         self._specs = packed_order(layout.specs)
         self._half_bytes = -(-layout.num_bytes // _ALIGNMENT) * _ALIGNMENT
         self._flat: torch.Tensor | None = torch.empty(2 * self._half_bytes, dtype=torch.uint8, device=device)
         self._handle = export_flat(self._flat) if engine == "vllm" else None
         self._versions: list[int | None] = [None, None]
+        self._sums: Mapping[str, int] = {}
         self._newest = 1
 
     @property
-    def num_bytes(self) -> int:
-        """See ``WeightTransport.num_bytes``. The GPU holds it twice."""
-        return self._layout.num_bytes
-
-    @property
     def version(self) -> int | None:
-        """See ``WeightTransport.version``."""
+        """See ``Staging.version``."""
         return self._versions[self._newest]
 
     def _half(self, half: int) -> torch.Tensor:
         if self._flat is None:
             raise EngineError("the transport of weights was closed")
         start = half * self._half_bytes
-        return self._flat[start : start + self._layout.num_bytes]
+        return self._flat[start : start + self.layout.num_bytes]
 
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See ``WeightTransport.write``. Returns when the copy on the GPU has ended."""
-        tensors = self._layout.prepared(named_tensors)
+    def begin(self, version: int) -> OpenWrite:
+        """See ``Staging.begin``. No other process can write there."""
         target = 1 - self._newest
-        half = self._half(target)
         self._versions[target] = None
-        for name, view in views_of(half, self._specs):
-            view.copy_(tensors[name].detach())
+        return OpenWrite(self.layout.order(version), dict(views_of(self._half(target), self._specs)), None)
+
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        """See ``Staging.finish``. Returns when the copy on the GPU has ended."""
         torch.cuda.synchronize(self._device)
-        self._versions[target] = version
-        self._newest = target
+        self._newest = 1 - self._newest
+        self._versions[self._newest] = write.order.version
+        self._sums = sums
+
+    def abandon(self, write: OpenWrite) -> None:
+        """See ``Staging.abandon``: the half stays without a version."""
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
         version = self._versions[self._newest]
         if version is None:
             raise EngineError("no weights have been written yet")
-        order: Order = {"way": self.way, "version": version}
+        order: Order = {"way": self.way, "version": version, "sums": dict(self._sums)}
         if self._handle is None:
             bucket = {
                 "flattened_tensor": self._half(self._newest),

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from areal_x.api.errors import EngineError
 from areal_x.engine.transfer.layout import TensorLayout
-from areal_x.engine.transfer.safetensors_folder import copy_model_files, write_folder
+from areal_x.engine.transfer.safetensors_folder import FolderWriter, copy_model_files
+from areal_x.engine.transfer.staging import OpenWrite
 from areal_x.engine.transfer.transport import Order, WeightTransport
 
-__all__ = ["DiskTransport", "VersionFolders"]
+__all__ = ["DiskTransport", "FolderTransport", "VersionFolders"]
 
 _NUM_KEPT = 2
 
@@ -74,7 +73,61 @@ class VersionFolders:
             return
 
 
-class DiskTransport(WeightTransport):
+class FolderTransport(WeightTransport):
+    """Each version is a new folder of safetensors files.
+
+    Args:
+        layout: what is written.
+        directory: where to. Servers, and ranks, must see it under the same path.
+        stem: how the files' names begin.
+    """
+
+    def __init__(self, layout: TensorLayout, directory: Path, stem: str = "model") -> None:
+        super().__init__(layout)
+        self._folders = VersionFolders(directory)
+        self._stem = stem
+        self._writer: FolderWriter | None = None
+        self._sums: Mapping[str, int] = {}
+
+    @property
+    def version(self) -> int | None:
+        """See ``Staging.version``."""
+        return self._folders.version
+
+    def begin(self, version: int) -> OpenWrite:
+        """See ``Staging.begin``.
+
+        Raises:
+            EngineError: there is no space, or the folder cannot be made.
+        """
+        order = self.layout.order(version)
+        self._writer = FolderWriter(self._folders.next(version), order, stem=self._stem)
+        return OpenWrite(order, None, self._writer.target)
+
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        """See ``Staging.finish``."""
+        assert self._writer is not None
+        writer, self._writer = self._writer, None
+        writer.finish(self.add_files)
+        self._sums = sums
+        self._folders.add(write.order.version, writer.folder)
+
+    def add_files(self, folder: Path) -> None:
+        """Write what a version has beside its tensors."""
+        raise NotImplementedError
+
+    def abandon(self, write: OpenWrite) -> None:
+        """See ``Staging.abandon``."""
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    def close(self) -> None:
+        """Remove all folders. Safe to call twice."""
+        self._folders.remove()
+
+
+class DiskTransport(FolderTransport):
     """Each version is a new model folder.
 
     Args:
@@ -86,39 +139,15 @@ class DiskTransport(WeightTransport):
     way: ClassVar[str] = "disk"
 
     def __init__(self, layout: TensorLayout, directory: Path, model_path: str | None = None) -> None:
-        self._layout = layout
-        self._folders = VersionFolders(directory)
+        super().__init__(layout, directory)
         self._model_path = model_path if model_path is not None and os.path.isdir(model_path) else None
 
-    @property
-    def num_bytes(self) -> int:
-        """See ``WeightTransport.num_bytes``."""
-        return self._layout.num_bytes
-
-    @property
-    def version(self) -> int | None:
-        """See ``WeightTransport.version``."""
-        return self._folders.version
-
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See ``WeightTransport.write``.
-
-        Raises:
-            EngineError: bad tensors, or the folder cannot be written (no space); the version before stays valid.
-        """
-        tensors = self._layout.prepared(named_tensors)
-        folder = self._folders.next(version)
-        write_folder(folder, self._layout.specs, tensors, self._add_files)
-        self._folders.add(version, folder)
-
-    def _add_files(self, folder: Path) -> None:
+    def add_files(self, folder: Path) -> None:
+        """See ``FolderTransport.add_files``."""
         if self._model_path is not None:
             copy_model_files(self._model_path, folder)
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
-        return {"way": "disk", "path": str(self._folders.newest), "version": self._folders.version}
-
-    def close(self) -> None:
-        """Remove all folders. Safe to call twice."""
-        self._folders.remove()
+        path = str(self._folders.newest)
+        return {"way": "disk", "path": path, "version": self._folders.version, "sums": dict(self._sums)}

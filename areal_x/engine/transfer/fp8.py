@@ -20,12 +20,15 @@ __all__ = [
     "BLOCK",
     "MAX_FP8",
     "block_absmax",
+    "cast_rows",
     "cast_specs",
     "cast_tensor",
     "cast_weights",
     "dequantize",
     "is_linear",
     "quantization_config",
+    "scale_name",
+    "scales_of",
 ]
 
 BLOCK = 128
@@ -52,7 +55,8 @@ def _check(names: Iterable[tuple[str, Sequence[int]]], quantization: str) -> Non
         raise EngineError(f"{quantization} finds no linear layer among these weights (layers.N. ... _proj.weight)")
 
 
-def _scale_name(name: str, quantization: str) -> str:
+def scale_name(name: str, quantization: str) -> str:
+    """Name of the tensor that holds a weight's scales."""
     return name + ("_scale_inv" if quantization == "fp8_block" else "_scale")
 
 
@@ -70,7 +74,7 @@ def cast_specs(specs: Sequence[TensorSpec], quantization: str) -> list[TensorSpe
             continue
         blocks = tuple(-(-size // BLOCK) for size in spec.shape) if quantization == "fp8_block" else ()
         cast.append(TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn))
-        cast.append(TensorSpec(_scale_name(spec.name, quantization), blocks, torch.float32))
+        cast.append(TensorSpec(scale_name(spec.name, quantization), blocks, torch.float32))
     return cast
 
 
@@ -88,7 +92,7 @@ def cast_weights(
         if is_linear(name, tensor.shape):
             weight, scales = cast_tensor(name, tensor.detach(), quantization)
             yield name, weight
-            yield _scale_name(name, quantization), scales
+            yield scale_name(name, quantization), scales
         else:
             yield name, tensor
 
@@ -100,33 +104,61 @@ def cast_tensor(name: str, tensor: torch.Tensor, quantization: str) -> tuple[tor
         EngineError: a value is infinite or no number.
     """
     values = tensor.float()
-    largest = block_absmax(values) if quantization == "fp8_block" else values.abs().amax()
+    scales = scales_of(name, block_absmax(values) if quantization == "fp8_block" else values.abs().amax())
+    return cast_rows(values, 0, scales), scales
+
+
+def scales_of(name: str, largest: torch.Tensor) -> torch.Tensor:
+    """Scales of a matrix whose blocks (or which as a whole) have these largest absolute values.
+
+    Raises:
+        EngineError: a value is infinite or no number.
+    """
     if not bool(torch.isfinite(largest).all()):
         raise EngineError(f"weight {name!r} has values that are infinite or no number; it cannot be cast to FP8")
-    scales = torch.where(largest > 0, (largest / MAX_FP8).clamp_min(_TINY), 1.0)
-    quotients = values / _spread(scales, values.shape)
-    return quotients.clamp_(-MAX_FP8, MAX_FP8).to(torch.float8_e4m3fn), scales
+    return torch.where(largest > 0, (largest / MAX_FP8).clamp_min(_TINY), 1.0)
 
 
-def block_absmax(values: torch.Tensor) -> torch.Tensor:
-    """The largest absolute value of each 128 x 128 block, those at the lower and right edge cut."""
-    rows, columns = (-(-size // BLOCK) for size in values.shape)
-    padded = values.new_zeros(rows * BLOCK, columns * BLOCK)
-    padded[: values.shape[0], : values.shape[1]] = values
-    return padded.abs_().view(rows, BLOCK, columns, BLOCK).amax((1, 3))
+def cast_rows(rows: torch.Tensor, first_row: int, scales: torch.Tensor) -> torch.Tensor:
+    """Consecutive rows of a matrix in eight bits, by the scales of the whole matrix."""
+    quotients = rows.float() / _spread(scales, first_row, rows.shape)
+    return quotients.clamp_(-MAX_FP8, MAX_FP8).to(torch.float8_e4m3fn)
 
 
-def _spread(scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Each element's scale."""
+def block_absmax(rows: torch.Tensor, first_row: int = 0, total_rows: int | None = None) -> torch.Tensor:
+    """The largest absolute value of each 128 x 128 block, those at the lower and right edge cut.
+
+    Args:
+        rows: consecutive rows of a matrix, which may begin and end within a block.
+        first_row: place of the first one.
+        total_rows: of the matrix. Blocks of which ``rows`` has nothing are 0. Default: ``rows`` is all of it.
+    """
+    total = len(rows) if total_rows is None else total_rows
+    block_rows, block_columns = -(-total // BLOCK), -(-rows.shape[1] // BLOCK)
+    result = rows.new_zeros(block_rows, block_columns)
+    if not rows.numel():
+        return result
+    first, last = first_row // BLOCK, -(-(first_row + len(rows)) // BLOCK)
+    padded = rows.new_zeros((last - first) * BLOCK, block_columns * BLOCK)
+    above = first_row - first * BLOCK
+    padded[above : above + len(rows), : rows.shape[1]] = rows
+    result[first:last] = padded.abs_().view(last - first, BLOCK, block_columns, BLOCK).amax((1, 3))
+    return result
+
+
+def _spread(scales: torch.Tensor, first_row: int, shape: torch.Size) -> torch.Tensor:
+    """Scale of each element of consecutive rows."""
     if not scales.ndim:
         return scales
-    rows = scales.repeat_interleave(BLOCK, 0)[: shape[0]]
+    first, last = first_row // BLOCK, -(-(first_row + shape[0]) // BLOCK)
+    above = first_row - first * BLOCK
+    rows = scales[first:last].repeat_interleave(BLOCK, 0)[above : above + shape[0]]
     return rows.repeat_interleave(BLOCK, 1)[:, : shape[1]]
 
 
 def dequantize(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The float32 matrix that a server computes with."""
-    return weight.float() * _spread(scales, weight.shape)
+    return weight.float() * _spread(scales, 0, weight.shape)
 
 
 def quantization_config(quantization: str, names: Iterable[tuple[str, Sequence[int]]]) -> dict[str, object]:

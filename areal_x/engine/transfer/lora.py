@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from areal_x.api.errors import EngineError
-from areal_x.engine.transfer.disk import VersionFolders
+from areal_x.engine.transfer.disk import FolderTransport
 from areal_x.engine.transfer.layout import TensorLayout
-from areal_x.engine.transfer.safetensors_folder import write_folder, write_json
-from areal_x.engine.transfer.transport import Order, WeightTransport
+from areal_x.engine.transfer.safetensors_folder import write_json
+from areal_x.engine.transfer.transport import Order
 
 __all__ = ["AdapterFacts", "LoraTransport"]
 
@@ -57,7 +57,7 @@ class AdapterFacts:
         }
 
 
-class LoraTransport(WeightTransport):
+class LoraTransport(FolderTransport):
     """Each version is a new adapter folder; servers swap the adapter of this name while they are paused.
 
     Servers do not count a swap as new weights, so whoever carries out the order stamps the version by itself, before
@@ -82,38 +82,17 @@ class LoraTransport(WeightTransport):
     ) -> None:
         tensors = list(named_tensors)
         _check([(name, tuple(tensor.shape)) for name, tensor in tensors], facts)
+        super().__init__(TensorLayout(tensors, dtype), directory, stem="adapter_model")
         self.facts = facts
-        self._layout = TensorLayout(tensors, dtype)
-        self._folders = VersionFolders(directory)
 
-    @property
-    def num_bytes(self) -> int:
-        """See ``WeightTransport.num_bytes``: of the adapter alone."""
-        return self._layout.num_bytes
-
-    @property
-    def version(self) -> int | None:
-        """See ``WeightTransport.version``."""
-        return self._folders.version
-
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See ``WeightTransport.write``."""
-        tensors = self._layout.prepared(named_tensors)
-        folder = self._folders.next(version)
-        write_folder(folder, self._layout.specs, tensors, self._add_config, stem="adapter_model")
-        self._folders.add(version, folder)
-
-    def _add_config(self, folder: Path) -> None:
+    def add_files(self, folder: Path) -> None:
+        """See ``FolderTransport.add_files``."""
         write_json(folder / "adapter_config.json", self.facts.config())
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
         path = str(self._folders.newest)
         return {"way": self.way, "name": self.facts.name, "path": path, "version": self._folders.version}
-
-    def close(self) -> None:
-        """Remove all folders. Safe to call twice."""
-        self._folders.remove()
 
 
 def _check(named_shapes: Sequence[tuple[str, tuple[int, ...]]], facts: AdapterFacts) -> None:

@@ -16,10 +16,12 @@ from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_memory import SharedFolderTransport, SharedMemoryTransport
 from areal_x.engine.transfer.transport import WeightTransport
 
-__all__ = ["choose_way", "make_transport"]
+__all__ = ["choose_way", "make_transport", "transport_of_layout"]
 
 
-def choose_way(engine: str, on_cpu: bool, starts_servers: bool, colocated: bool, num_servers: int) -> str:
+def choose_way(
+    engine: str, on_cpu: bool, starts_servers: bool, colocated: bool, num_servers: int, num_ranks: int = 1
+) -> str:
     """What ``auto`` stands for: the fastest way that surely works.
 
     Args:
@@ -28,14 +30,16 @@ def choose_way(engine: str, on_cpu: bool, starts_servers: bool, colocated: bool,
         starts_servers: this run starts them, on this machine; else they run already, anywhere.
         colocated: they share the trainer's GPU.
         num_servers: how many there are.
+        num_ranks: processes that train.
     """
     if not starts_servers:
         return "disk"
     if on_cpu:
         return "shared_memory"
     if colocated:
-        # Only the first of several servers has the trainer's GPU, and NCCL takes no GPU twice.
-        return "cuda_ipc" if num_servers == 1 else "shared_memory"
+        # Only the first of several servers has the trainer's GPU, and NCCL takes no GPU twice. Ranks have no GPU memory
+        # in common.
+        return "cuda_ipc" if num_servers == num_ranks == 1 else "shared_memory"
     return "nccl"
 
 
@@ -55,7 +59,7 @@ def make_transport(
 
     Args:
         way: as in ``rollout.server.weights``.
-        named_tensors: the trainer's weights.
+        named_tensors: the trainer's weights, whose device is that of nccl and cuda_ipc.
         engine: ``vllm`` or ``sglang``.
         dtype: type that the servers compute in. Default: each tensor's own.
         num_ranks_per_server: GPUs of one server (tensor parallel).
@@ -69,25 +73,68 @@ def make_transport(
     """
     tensors = list(named_tensors)
     on_cuda = bool(tensors) and all(tensor.device.type == "cuda" for _, tensor in tensors)
-    if way in ("nccl", "cuda_ipc") and not on_cuda:
+    return transport_of_layout(
+        way,
+        TensorLayout(tensors, dtype, quantization),
+        device=tensors[0][1].device if on_cuda else torch.device("cpu"),
+        engine=engine,
+        num_ranks_per_server=num_ranks_per_server,
+        directory=directory,
+        timeout_seconds=timeout_seconds,
+        model_path=model_path,
+    )
+
+
+def transport_of_layout(
+    way: str,
+    layout: TensorLayout,
+    *,
+    device: torch.device,
+    engine: str,
+    num_ranks_per_server: int = 1,
+    directory: Path,
+    timeout_seconds: float,
+    model_path: str | None = None,
+    from_ranks: bool = False,
+) -> WeightTransport:
+    """As ``make_transport``, for weights that need not be in this process.
+
+    Args:
+        layout: what servers get.
+        device: where the weights are, and from where nccl sends them.
+        from_ranks: ranks write them, each its rows; they are staged in this machine's memory or on disk.
+
+    Raises:
+        ConfigError: this way does not work for these weights.
+    """
+    if way in ("nccl", "cuda_ipc") and device.type != "cuda":
         raise ConfigError(
             f"rollout.server.weights={way}: it needs the trainer's weights on a CUDA device; "
             "use shared_memory, gloo or disk"
         )
-    layout = TensorLayout(tensors, dtype, quantization)
     if way == "shared_memory":
         return SharedMemoryTransport(layout) if engine == "vllm" else SharedFolderTransport(layout, model_path)
     if way in ("gloo", "nccl"):
         kind = GlooTransport if way == "gloo" else NcclTransport
-        device = tensors[0][1].device if way == "nccl" else torch.device("cpu")
-        return kind(layout, num_ranks_per_server=num_ranks_per_server, timeout_seconds=timeout_seconds, device=device)
+        return kind(
+            layout,
+            num_ranks_per_server=num_ranks_per_server,
+            timeout_seconds=timeout_seconds,
+            device=device if way == "nccl" else torch.device("cpu"),
+            on_host=from_ranks,
+        )
     if way == "cuda_ipc":
         if num_ranks_per_server > 1:
             raise ConfigError(
                 f"rollout.server.weights=cuda_ipc: a server of {num_ranks_per_server} GPUs cannot open memory of the "
                 "trainer's one; use shared_memory"
             )
-        return CudaIpcTransport(layout, device=tensors[0][1].device, engine=engine)
+        if from_ranks:
+            raise ConfigError(
+                "rollout.server.weights=cuda_ipc: with train.num_ranks above 1 the weights lie on several GPUs, and a "
+                "server can open one; use shared_memory"
+            )
+        return CudaIpcTransport(layout, device=device, engine=engine)
     if way == "disk":
         return DiskTransport(layout, directory, model_path)
     whole = ", ".join(known for known in WEIGHT_WAYS if known != "lora")

@@ -6,16 +6,19 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from areal_x.api.errors import EngineError
 from areal_x.engine.transfer.shared_buffers import TensorSpec
+from areal_x.engine.transfer.weight_rows import WriteOrder
+from areal_x.engine.transfer.write_target import Place, WriteTarget, open_target
 
-__all__ = ["MAX_SHARD_BYTES", "check_free_space", "copy_model_files", "write_folder", "write_json"]
+__all__ = ["MAX_SHARD_BYTES", "FolderWriter", "check_free_space", "copy_model_files", "write_folder", "write_json"]
 
 MAX_SHARD_BYTES = 4 * 2**30
 _SPARE_BYTES = 2**20
@@ -42,49 +45,88 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         )
 
 
+class FolderWriter:
+    """A new folder while it is written: aside, under another name, so that a folder of its own name is complete.
+
+    Its files have their headers and sizes from the beginning; ``target`` says where the tensors go.
+
+    Args:
+        folder: its name, which must be new.
+        order: what is written.
+        max_shard_bytes: files get no larger unless one tensor is.
+        stem: how the files' names begin.
+
+    Raises:
+        EngineError: there is no space, or the folder cannot be made; nothing of it stays behind.
+    """
+
+    def __init__(
+        self, folder: Path, order: WriteOrder, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = "model"
+    ) -> None:
+        self.folder = folder
+        self._aside = folder.with_name(folder.name + ".partial")
+        with self.guarded():
+            check_free_space(folder.parent, sum(spec.num_bytes for spec in order.specs))
+            self._aside.mkdir(mode=0o700)
+            shards = _shards(order.specs, max_shard_bytes, stem)
+            places: list[Place] = []
+            for number, (name, shard) in enumerate(shards.items()):
+                places += [Place(number, offset) for offset in _make_file(self._aside / name, shard)]
+            if len(shards) > 1:
+                index = {
+                    "metadata": {"total_size": sum(spec.num_bytes for spec in order.specs)},
+                    "weight_map": {spec.name: name for name, shard in shards.items() for spec in shard},
+                }
+                write_json(self._aside / f"{stem}.safetensors.index.json", index)
+            self.target = WriteTarget(order, tuple(str(self._aside / name) for name in shards), tuple(places))
+
+    def finish(self, add_files: Callable[[Path], None] | None = None) -> None:
+        """All tensors are written: give the folder its name.
+
+        Args:
+            add_files: writes further files into the folder that it is given.
+
+        Raises:
+            EngineError: it cannot be written; nothing of it stays behind.
+        """
+        with self.guarded():
+            if add_files is not None:
+                add_files(self._aside)
+            self._aside.rename(self.folder)
+
+    def abandon(self) -> None:
+        """Remove what was written. Safe to call twice."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """An error in here removes what was written; the system's own say what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            self.abandon()
+            fix = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise EngineError(
+                f"weights could not be written to {self.folder}: {error.strerror or error}{fix}"
+            ) from error
+        except BaseException:
+            self.abandon()
+            raise
+
+
 def write_folder(
     folder: Path,
     specs: Sequence[TensorSpec],
     tensors: Mapping[str, torch.Tensor],
     add_files: Callable[[Path], None] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    stem: str = "model",
 ) -> None:
-    """Write all tensors into a new ``folder``, cast to the types of ``specs``.
-
-    It is written aside and renamed, so a folder of this name is always complete.
-
-    Args:
-        add_files: writes further files into the folder that it is given.
-        max_shard_bytes: files get no larger unless one tensor is.
-        stem: how the files' names begin.
-
-    Raises:
-        EngineError: it cannot be written; nothing of it stays behind.
-    """
-    aside = folder.with_name(folder.name + ".partial")
-    try:
-        check_free_space(folder.parent, sum(spec.num_bytes for spec in specs))
-        aside.mkdir(mode=0o700)
-        shards = _shards(specs, max_shard_bytes, stem)
-        for name, shard in shards.items():
-            _write_file(aside / name, shard, tensors)
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(spec.num_bytes for spec in specs)},
-                "weight_map": {spec.name: name for name, shard in shards.items() for spec in shard},
-            }
-            write_json(aside / f"{stem}.safetensors.index.json", index)
-        if add_files is not None:
-            add_files(aside)
-        aside.rename(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        fix = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise EngineError(f"weights could not be written to {folder}: {error.strerror or error}{fix}") from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    """Write all tensors into a new ``folder``, cast to the types of ``specs``; see ``FolderWriter``."""
+    writer = FolderWriter(folder, WriteOrder(0, tuple(specs)), max_shard_bytes)
+    with writer.guarded(), open_target(writer.target) as sink:
+        for spec in specs:
+            sink.put(spec, 0, tensors[spec.name].detach())
+    writer.finish(add_files)
 
 
 def _shards(specs: Sequence[TensorSpec], max_bytes: int, stem: str) -> dict[str, list[TensorSpec]]:
@@ -101,30 +143,24 @@ def _shards(specs: Sequence[TensorSpec], max_bytes: int, stem: str) -> dict[str,
     return {f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
 
 
-def _write_file(path: Path, specs: Sequence[TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
+def _make_file(path: Path, specs: Sequence[TensorSpec]) -> list[int]:
+    """Make a file with its header and its full size; where each tensor begins in it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    starts, end = [], 0
     for spec in specs:
         header[spec.name] = {
             "dtype": _TYPE_NAMES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [end, end + spec.num_bytes],
         }
+        starts.append(end)
         end += spec.num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("xb", buffering=0) as file:
-        _write_all(file, len(text).to_bytes(8, "little") + text)
-        for spec in specs:
-            tensor = tensors[spec.name].detach().to("cpu", spec.dtype).contiguous()
-            _write_all(file, tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write all of it: one call to the kernel takes 2 GiB at most, and less where a limit is near."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return [8 + len(text) + start for start in starts]
 
 
 def write_json(path: Path, found: Any) -> None:

@@ -10,7 +10,7 @@ ever. A claim left by a dead reader costs at most the double buffering, never a 
 library's own processes map the memory without write access and so make no claims: they take the version that they were
 told or none.
 
-This module runs inside inference servers, too: it imports nothing of this package.
+This module runs inside inference servers, too: of this package it imports ``samples`` alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from areal_x.engine.transfer.samples import sample, sample_sums
 
 __all__ = [
     "CLAIMS",
@@ -111,7 +113,8 @@ class SharedBuffers:
     def __init__(self, fd: int, specs: Sequence[TensorSpec], private: bool = False) -> None:
         self.specs = tuple(specs)
         offsets: list[int] = []
-        end = _NUM_WORDS * 8
+        num_words = _NUM_WORDS + 2 * len(self.specs)
+        end = -(-num_words * 8 // _ALIGNMENT) * _ALIGNMENT
         for _ in range(2):
             for spec in self.specs:
                 offsets.append(end)
@@ -123,17 +126,30 @@ class SharedBuffers:
             os.ftruncate(fd, end)
         if private:
             # The header of its own: a page that was once changed through a private mapping shows no later write.
-            header = mmap.mmap(fd, _NUM_WORDS * 8, access=mmap.ACCESS_READ)
+            header = mmap.mmap(fd, num_words * 8, access=mmap.ACCESS_READ)
             self._memory = mmap.mmap(fd, end, access=mmap.ACCESS_COPY)
         else:
             header = self._memory = mmap.mmap(fd, end)
-        self.words: npt.NDArray[np.int64] = np.frombuffer(header, np.int64, _NUM_WORDS)
+        words: npt.NDArray[np.int64] = np.frombuffer(header, np.int64, num_words)
+        self.words = words[:_NUM_WORDS]
+        self.sums = words[_NUM_WORDS:].reshape(2, -1)
+        """Of both buffers, the checksum of each tensor's samples."""
+        self.offsets = (offsets[: len(self.specs)], offsets[len(self.specs) :])
+        """Of both buffers, where each tensor begins."""
         views = [self._view(spec, offset) for spec, offset in zip(self.specs * 2, offsets, strict=True)]
         count = len(self.specs)
         self.buffers = tuple(
             {spec.name: view for spec, view in zip(self.specs, views[start : start + count], strict=True)}
             for start in (0, count)
         )
+
+    def wrong_tensor(self, buffer: int, version: int) -> str | None:
+        """Name of a tensor in ``buffer`` that is not what was written as ``version``; ``None`` when all are."""
+        found = sample_sums([sample(name, version, view) for name, view in self.buffers[buffer].items()])
+        for spec, ours, theirs in zip(self.specs, found, self.sums[buffer].tolist(), strict=True):
+            if ours != theirs:
+                return spec.name
+        return None
 
     def _view(self, spec: TensorSpec, offset: int) -> torch.Tensor:
         if not spec.num_bytes:
@@ -160,7 +176,8 @@ class BufferReader:
         The targets hold torn values when this raises, so nothing may be computed with them afterwards.
 
         Raises:
-            SharedMemoryError: no complete version as new as ``minimum_version`` could be copied in time.
+            SharedMemoryError: no complete version as new as ``minimum_version`` could be copied in time, or a tensor
+                is not what was written.
         """
         deadline = time.monotonic() + timeout_seconds
         words = self._shared.words
@@ -191,12 +208,15 @@ class BufferReader:
         if sequence % 2 or version < minimum_version:
             return None
         fence()
+        wrong = self._shared.wrong_tensor(latest, version)
         for name, source in self._shared.buffers[latest].items():
             targets[name].copy_(source)
         fence()
         if int(words[SEQUENCE + latest]) != sequence:
             self.num_torn += 1
             return None
+        if wrong is not None:
+            raise SharedMemoryError(f"weight {wrong!r} in shared memory is not what was written as version {version}")
         return version
 
 
@@ -227,6 +247,9 @@ class SharedVersion:
         if int(self._shared.words[KEY]) != int(order["key"]):
             raise SharedMemoryError(f"{path} is not the memory that was meant; its process has ended")
         self._buffer, self._sequence = self._find()
+        wrong = self._shared.wrong_tensor(self._buffer, self.version)
+        if wrong is not None and int(self._shared.words[SEQUENCE + self._buffer]) == self._sequence:
+            raise SharedMemoryError(f"weight {wrong!r} in shared memory is not what was written; load again")
 
     def _find(self) -> tuple[int, int]:
         words = self._shared.words

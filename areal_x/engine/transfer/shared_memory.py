@@ -6,16 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
-
-import torch
 
 from areal_x.api.errors import EngineError
 from areal_x.engine.transfer.disk import DiskTransport
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_buffers import specs_to_json
+from areal_x.engine.transfer.staging import OpenWrite
 from areal_x.engine.transfer.transport import Order, WeightTransport
 from areal_x.engine.weights import SharedWeights
 
@@ -36,22 +35,25 @@ class SharedMemoryTransport(WeightTransport):
     way: ClassVar[str] = "shared_memory"
 
     def __init__(self, layout: TensorLayout) -> None:
-        self._layout = layout
-        self._shared = SharedWeights.of_specs(layout.specs)
-
-    @property
-    def num_bytes(self) -> int:
-        """See ``WeightTransport.num_bytes``."""
-        return self._layout.num_bytes
+        super().__init__(layout)
+        self._shared = SharedWeights.of_layout(layout)
 
     @property
     def version(self) -> int | None:
-        """See ``WeightTransport.version``."""
+        """See ``Staging.version``."""
         return self._shared.version
 
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See ``WeightTransport.write``."""
-        self._shared.write(version, self._layout.prepared(named_tensors).items())
+    def begin(self, version: int) -> OpenWrite:
+        """See ``Staging.begin``."""
+        return self._shared.begin(version)
+
+    def finish(self, write: OpenWrite, sums: Mapping[str, int]) -> None:
+        """See ``Staging.finish``. Readers find the sums in the memory itself."""
+        self._shared.finish(write, sums)
+
+    def abandon(self, write: OpenWrite) -> None:
+        """See ``Staging.abandon``."""
+        self._shared.abandon(write)
 
     def load_order(self) -> Order:
         """See ``WeightTransport.load_order``."""
@@ -61,7 +63,7 @@ class SharedMemoryTransport(WeightTransport):
             "way": self.way,
             "path": f"/proc/{os.getpid()}/fd/{self._shared.fd}",
             "key": self._shared.key,
-            "specs": specs_to_json(self._shared.specs),
+            "specs": specs_to_json(self.layout.specs),
             "version": self._shared.version,
         }
 

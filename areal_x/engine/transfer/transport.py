@@ -2,7 +2,7 @@
 
 A publication goes like this (``engine/servers/publication.py``):
 
-    write(version)                      the trainer's thread: weights are copied out and may change again
+    stage(version)                      weights are copied out, checked, and may change again (``staging.py``)
     join_orders / join                  before anything pauses, if the set of servers changed
     pause → begin → load ‖ send → finish(version) → resume        for all servers at once
 
@@ -13,13 +13,11 @@ collective ways (broadcasts) have.
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    import torch
+from areal_x.engine.transfer.staging import Staging
 
 __all__ = ["WeightTransport"]
 
@@ -27,7 +25,7 @@ Order = dict[str, Any]
 """What a server is told, as JSON: ``way`` and that way's own arguments."""
 
 
-class WeightTransport(ABC):
+class WeightTransport(Staging):
     """One way in which staged weights reach servers. Methods block and are called on threads, never two at once."""
 
     way: ClassVar[str]
@@ -38,29 +36,11 @@ class WeightTransport(ABC):
         other. Publications and servers that join again take it themselves."""
         return asyncio.Lock()
 
-    @property
-    @abstractmethod
-    def num_bytes(self) -> int:
-        """Size of one copy of the weights as servers get them."""
-
-    @property
-    @abstractmethod
-    def version(self) -> int | None:
-        """The version staged last, ``None`` before the first."""
-
-    @abstractmethod
-    def write(self, version: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Stage ``version``: copy the weights out; they may change again once this returns.
-
-        Raises:
-            EngineError: a tensor is missing, unknown or of another shape; the version staged before stays valid.
-        """
-
     def join_orders(self, num_servers: int) -> list[Order]:
         """What each server is told before its first load, and again when one came, went or failed. Empty: nothing."""
         return []
 
-    def join(self) -> None:  # noqa: B027 (most ways have nothing to do)
+    def join(self) -> None:
         """The trainer's part of joining; runs while the servers carry out ``join_orders``.
 
         Raises:
@@ -74,7 +54,7 @@ class WeightTransport(ABC):
         What they load is that version or an error, even when another one is staged meanwhile.
         """
 
-    def send(self) -> None:  # noqa: B027 (most ways have nothing to do)
+    def send(self) -> None:
         """The trainer's part of loading; runs while the servers carry out ``load_order``.
 
         Raises:

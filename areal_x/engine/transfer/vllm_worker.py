@@ -27,6 +27,7 @@ from vllm.platforms import current_platform
 
 from areal_x.engine.transfer.broadcast_group import BroadcastGroup, receive_buckets, views_of
 from areal_x.engine.transfer.cuda_handle import import_flat
+from areal_x.engine.transfer.samples import checked
 from areal_x.engine.transfer.shared_buffers import SharedVersion, TensorSpec, specs_from_json
 from areal_x.engine.transfer.vllm_cpu_seeds import restore_cpu_draws
 from areal_x.engine.transfer.vllm_reload import ExpectedWeights, checkpoint_shapes, reload_model
@@ -102,6 +103,8 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
         order = update_info.order
         with torch.no_grad(), self._source(order) as (specs, named):
             self._expected.check(specs)
+            if "sums" in order:
+                named = checked(named, order["sums"], int(order["version"]))
             reload_model(self.model, self.model_config, named, self._expected)
 
     def _source(self, order: dict[str, Any]) -> AbstractContextManager[_Source]:
