@@ -34,6 +34,7 @@ from areal_x.engine.train.packing import MicroBatch
 from areal_x.engine.train.partition import plan_part
 from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, resolve_device
 from areal_x.engine.train.policy_files import load_weights, save_policy
+from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
 from areal_x.engine.train.step_totals import StepTotals
 from areal_x.engine.transfer.lora import AdapterFacts
@@ -298,8 +299,8 @@ class FSDPEngine(TrainEngine):
     def _plan(
         self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
     ) -> list[MicroBatch]:
-        """This rank's micro-batches, as many as every other rank's."""
-        return plan_part(
+        """This rank's micro-batches, or its rows of those that it shares; as many as every other rank's."""
+        plan = plan_part(
             batch,
             wanted,
             self._train.micro_batch_tokens,
@@ -307,7 +308,9 @@ class FSDPEngine(TrainEngine):
             num_parts=self._ranks.num_data_ranks,
             sequences=sequences,
             device=self.device,
+            kernel=self.policy.kernel,
         )
+        return [share_rows(micro_batch, self._ranks) for micro_batch in plan]
 
     @torch.no_grad()
     def _reference_logprobs(self, micro_batch: MicroBatch) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from areal_x.engine.train.attention_plan import SDPA
 from areal_x.engine.train.logprob import LogitsTransform, chunked_logprobs
 from areal_x.engine.train.packing import MicroBatch
 
@@ -23,6 +24,7 @@ class PackedPolicy(torch.nn.Module):
     Args:
         model: a causal language model with packed attention.
         chunk_tokens: rows of the [tokens, vocabulary] matrix that exist at once.
+        kernel: of attention, for which micro-batches must be planned.
 
     Raises:
         ValueError: the model's configuration changes its logits in a way that is not known.
@@ -31,10 +33,11 @@ class PackedPolicy(torch.nn.Module):
     METHODS = ("own_logits", "packed_logits")
     """What may be called beside ``forward`` where weights are sharded."""
 
-    def __init__(self, model: PreTrainedModel, chunk_tokens: int = 1024) -> None:
+    def __init__(self, model: PreTrainedModel, chunk_tokens: int = 1024, kernel: str = SDPA) -> None:
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self.kernel = kernel
         self.transform = LogitsTransform.of(model.config)
 
     def forward(self, micro_batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

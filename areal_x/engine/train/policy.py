@@ -24,6 +24,7 @@ from areal_x.engine.train.load_rows import load_into, materialise
 from areal_x.engine.train.lora import add_adapters, start_adapters
 from areal_x.engine.train.packed_policy import PackedPolicy
 from areal_x.engine.train.packing import plan_micro_batches
+from areal_x.engine.train.sequence_parallel import check_heads
 from areal_x.engine.train.sharding import (
     computes_in_bfloat16,
     decoder_layers,
@@ -31,6 +32,7 @@ from areal_x.engine.train.sharding import (
     needs_sharding,
     shard_module,
 )
+from areal_x.engine.train.varlen import choose_kernel
 
 __all__ = ["DTYPES", "embedding_rows", "load_policy", "resolve_device"]
 
@@ -78,8 +80,10 @@ def load_policy(
     sharded = needs_sharding(ranks, train, device)
     model = _read_model(path, config, empty=sharded)
     model.eval()
+    check_heads(model.config, ranks.sequence_parallel)
+    kernel = choose_kernel(model.config, device, torch.bfloat16 if computes_in_bfloat16(train, device) else model.dtype)
     try:
-        policy = PackedPolicy(model, train.logprob_chunk_tokens)
+        policy = PackedPolicy(model, train.logprob_chunk_tokens, kernel)
     except ValueError as error:
         raise ConfigError(f"model.path: {path} changes its logits in a way that is not known: {error}") from error
     layers = decoder_layers(model) if sharded or train.gradient_checkpointing or train.compile else []
@@ -148,7 +152,7 @@ def _check_packing(policy: PackedPolicy, path: str, train: TrainConfig, device: 
     if not narrow and not train.compile:
         use_onednn_linear(model)
         use_fused_norms(model)
-    (micro_batch,) = plan_micro_batches(batch, wanted, len(ids), device=device)
+    (micro_batch,) = plan_micro_batches(batch, wanted, len(ids), device=device, kernel=policy.kernel)
     try:
         logits = policy.packed_logits(micro_batch)
     except (TypeError, ValueError, RuntimeError) as error:
