@@ -28,9 +28,9 @@ NUM_PROMPTS, NUM_TOKENS = 8, 16
 class ProbedSync(weights.StagedSync):
     """Keeps what it stages, and asks the engine after each publication."""
 
-    def __init__(self, named_weights: Any, staging: Any, engines: Any) -> None:
-        super().__init__(named_weights, staging, engines)
-        self._weights, self._engine = named_weights, engines[0]
+    def __init__(self, source: Any, staging: Any, engines: Any) -> None:
+        super().__init__(source, staging, engines)
+        self._weights, self._engine = source.named_weights, engines[0]
         self._staged: dict[str, torch.Tensor] = {}
         self._model: Any = None
 
