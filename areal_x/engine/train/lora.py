@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from areal_x.api.config import LoraConfig
 from areal_x.api.errors import ConfigError, EngineError
-from areal_x.engine.cpu_linear import use_onednn_linear
+from areal_x.engine.train.sharding import whole
 from areal_x.engine.transfer.lora import AdapterFacts
 from areal_x.engine.transfer.safetensors_folder import write_json
 
@@ -43,7 +43,6 @@ __all__ = [
     "published_parameters",
     "save_adapters",
     "start_adapters",
-    "whole",
 ]
 
 ADAPTER_FOLDER = "adapter"
@@ -58,8 +57,6 @@ _SAME = 1e-5
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig) -> None:
     """Freeze ``model`` and give its linear layers adapters, of the type of their weights, in place.
-
-    To be called when a CPU's faster layers are in place: peft wraps what it finds.
 
     Raises:
         ConfigError: peft is missing, or ``train.lora.targets`` names what is no linear layer.
@@ -79,7 +76,6 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> None:
     )
     peft.inject_adapter_in_model(settings, model, _NAME)
     start_adapters(model)
-    use_onednn_linear(model)
 
 
 def find_targets(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
@@ -165,7 +161,7 @@ def merged_rows(rows: torch.Tensor, layer: Any | None, first_row: int = 0) -> to
     if layer is None:
         return rows
     last_row = first_row + len(rows)
-    down, up = whole(layer.lora_A[_NAME].weight), whole(layer.lora_B[_NAME].weight)
+    down, up = (whole(half[_NAME].weight).to(rows.device) for half in (layer.lora_A, layer.lora_B))
     if layer.fan_in_fan_out:
         product = down[:, first_row:last_row].t() @ up.t()
     else:
@@ -261,12 +257,6 @@ def load_merged(model: torch.nn.Module, saved: PreTrainedModel, folder: Path) ->
         if not torch.allclose(merged, weights[name].to(merged), rtol=_SAME, atol=_SAME):
             _assign_adapters(model, before)
             raise EngineError(f"the adapter in {folder} is of another base: with this one it makes other {name}")
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor, gathered from all ranks if it is sharded; without gradient."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _assign(target: torch.Tensor, values: torch.Tensor) -> None:
