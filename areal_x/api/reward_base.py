@@ -11,7 +11,7 @@ from areal_x.api.records import ModelResponse
 from areal_x.api.reward_arguments import TRUNCATED
 from areal_x.api.reward_records import RewardOutcome, RewardSample
 
-__all__ = ["PendingScore", "Reward", "score_response"]
+__all__ = ["NoReward", "PendingScore", "Reward", "score_response"]
 
 
 @dataclass(slots=True)
@@ -64,6 +64,38 @@ class Reward(ABC):
     def metrics(self) -> dict[str, float]:
         """Running totals of the reward's own, such as calls, tokens or cost."""
         return {}
+
+
+class NoReward(Reward):
+    """No rule reward: reward models alone score, in the training loop. Each sample is worth 0 until then."""
+
+    name = "none"
+
+    def __init__(self, score_truncated: bool = True) -> None:
+        self.score_truncated = score_truncated
+
+    async def outcome(
+        self, prompt: str, completions: str, prompt_ids: Any = None, completion_ids: Any = None, **data: Any
+    ) -> RewardOutcome:
+        """0, whatever the completion is."""
+        return RewardOutcome("ok", 0.0)
+
+    async def finish_group(self, outcomes: Sequence[RewardOutcome]) -> list[RewardOutcome]:
+        """Nothing waits for its group."""
+        return list(outcomes)
+
+    def check_columns(self, columns: Iterable[str], prompt_key: str | None = None) -> None:
+        """Any columns will do."""
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def with_key(self, reward_key: str) -> Reward:
+        """There is no other key."""
+        return self
 
 
 async def score_response(

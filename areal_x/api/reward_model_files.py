@@ -49,7 +49,8 @@ def read_reward_model_files(key: str, folder: Path) -> RewardModelFiles:
         ConfigError: it has another head than one score, or no weights that can be mapped.
     """
     config = _read_config(key, folder)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
     head = _head_of(key, folder, config)
     tables = {path: _read_header(key, path) for path in _weight_files(key, folder)}
     shapes = {name: entry["shape"] for table in tables.values() for name, entry in table.items()}

@@ -5,7 +5,7 @@ Axis letters: S sequences of the batch, N tokens of all of them laid end to end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,15 @@ __all__ = ["build_batch", "sample_advantages"]
 
 
 def build_batch(
-    groups: Sequence[TrajectoryGroup], algorithm: AlgorithmConfig, reward: RewardConfig
+    groups: Sequence[TrajectoryGroup],
+    algorithm: AlgorithmConfig,
+    reward: RewardConfig,
+    model_weights: Mapping[str, float] | None = None,
 ) -> tuple[TrainBatch, FloatArray]:
     """Lay all sequences of ``groups`` end to end with their advantages.
+
+    Args:
+        model_weights: of the reward models, by name.
 
     Returns:
         The batch, and the advantage of each sequence, float32 [S], in the order of the groups' trajectories.
@@ -29,7 +35,7 @@ def build_batch(
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     group_ids_S = np.concatenate([np.full(len(group.trajectories), group.group_id, np.int64) for group in groups])
     lengths_S = np.array([len(trajectory.input_ids) for trajectory in trajectories], dtype=np.int32)
-    advantages_S = sample_advantages(groups, group_ids_S, algorithm, reward)
+    advantages_S = sample_advantages(groups, group_ids_S, algorithm, reward, model_weights or {})
     batch = TrainBatch(
         input_ids=np.concatenate([trajectory.input_ids for trajectory in trajectories]),
         loss_mask=np.concatenate([trajectory.loss_mask for trajectory in trajectories]),
@@ -46,6 +52,7 @@ def sample_advantages(
     group_ids_S: npt.NDArray[np.int64],
     algorithm: AlgorithmConfig,
     reward: RewardConfig,
+    model_weights: Mapping[str, float] | None = None,
 ) -> FloatArray:
     """One advantage for each sequence, float32 [S]: of the final rewards, or, with ``normalize_then_sum``, the weighted
     sum of the advantages of each of several rewards (GDPO, https://arxiv.org/abs/2601.05242). A reward that did not
@@ -55,10 +62,11 @@ def sample_advantages(
     if reward.aggregation == "sum_then_normalize":
         return group_advantages(rewards_S, group_ids_S, *names)
     total_S = np.zeros(len(rewards_S), dtype=np.float32)
-    for name, part in reward.rewards.items():
+    weights = {name: part.weight for name, part in reward.rewards.items()} | dict(model_weights or {})
+    for name, weight in weights.items():
         values_S = np.array([value for group in groups for value in _values_of(group, name)], dtype=np.float32)
         values_S[np.isnan(rewards_S)] = np.nan  # Masked samples.
-        total_S += np.float32(part.weight) * group_advantages(values_S, group_ids_S, *names)
+        total_S += np.float32(weight) * group_advantages(values_S, group_ids_S, *names)
     return total_S
 
 

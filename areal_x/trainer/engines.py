@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,16 +21,25 @@ from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.server_checks import SERVER_ENGINES, check_way, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
 from areal_x.engine.placement import LocalPlacement, Placement
+from areal_x.engine.reward_model.scorer import resolve_dtype
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.staging import LiveWeights, RankWeights, WeightSource
 from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.weights import SharedWeights, TensorSpec
-from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
+from areal_x.trainer.memory_budget import check_memory_budget, check_reward_model_budget, trainer_bytes
+from areal_x.trainer.reward_models import LoopModel
 from areal_x.trainer.roles import PolicyEngine
 
-__all__ = ["check_device_budget", "make_inference_engine", "needs_first_weights", "published_weights", "stage_weights"]
+__all__ = [
+    "check_device_budget",
+    "check_reward_model_memory",
+    "make_inference_engine",
+    "needs_first_weights",
+    "published_weights",
+    "stage_weights",
+]
 
 
 def check_device_budget(
@@ -52,6 +62,32 @@ def check_device_budget(
         staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
     )
     check_memory_budget(config, needed, torch.cuda.get_device_properties(facts.device).total_memory)
+
+
+def check_reward_model_memory(
+    config: ExperimentConfig, train_engine: PolicyEngine, models: Sequence[LoopModel]
+) -> None:
+    """Whether each reward model fits a GPU beside what the policy keeps there.
+
+    Raises:
+        ConfigError: one does not; with the numbers.
+    """
+    facts, train = train_engine.facts, config.train
+    if facts.device == "cpu" or not models:
+        return
+    device = torch.device(facts.device)
+    policy = trainer_bytes(
+        0 if train.cpu_offload else facts.num_parameters // train.num_ranks,
+        facts.vocabulary_size,
+        train.logprob_chunk_tokens,
+        facts.has_reference,
+    )
+    check_reward_model_budget(
+        {model.key: model.config for model in models},
+        {m.key: m.files.num_parameters * resolve_dtype(m.config.dtype, device).itemsize for m in models},
+        policy,
+        torch.cuda.get_device_properties(device).total_memory,
+    )
 
 
 def stage_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.records import TrajectoryGroup
+from areal_x.api.reward_model_checks import RULE_PART
 from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.finish_group import ScoreGroup
 from areal_x.rollout.run_episodes import run_episodes
+from areal_x.trainer.reward_models import RewardModels
 
 __all__ = ["Evaluator", "accuracy", "evaluation_metrics"]
 
@@ -24,11 +27,11 @@ _ROUNDING = 1e-6
 
 
 def accuracy(outcomes: Sequence[RewardOutcome]) -> float | None:
-    """The mean of the reward's part ``accuracy``; without one, of a reward that is 1 or 0. None: no such thing."""
+    """The mean of the part ``accuracy``; without one, of a (rule) reward that is 1 or 0. None: no such thing."""
     parts = [outcome.parts["accuracy"] for outcome in outcomes if "accuracy" in outcome.parts]
     if parts:
         return float(np.mean(parts))
-    values = np.array([outcome.value for outcome in outcomes])
+    values = np.array([outcome.parts.get(RULE_PART, outcome.value) for outcome in outcomes])
     is_zero_or_one = np.minimum(np.abs(values), np.abs(values - 1.0)) <= _ROUNDING
     return float(np.mean(values)) if is_zero_or_one.all() else None
 
@@ -66,6 +69,7 @@ class Evaluator:
         items: the held-out items; none: ``evaluate`` measures nothing.
         dataset: their name in metrics.
         score_group: scores the samples of a group together, where the reward is one of whole groups.
+        reward_models: what scores the groups beside the rule rewards, if anything.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Evaluator:
         score_group: ScoreGroup,
         writer: RunWriter,
         display: RunDisplay,
+        reward_models: RewardModels | None = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -88,6 +93,7 @@ class Evaluator:
         self._score_group = score_group
         self._writer = writer
         self._display = display
+        self._reward_models = reward_models
 
     async def evaluate(self, step: int, version: int) -> dict[str, float]:
         """Measure and report; an empty result when there are no held-out items.
@@ -131,13 +137,34 @@ class Evaluator:
             max_failure_rate=self._config.reward.max_failure_rate,
             failure_window=self._config.reward.failure_window,
         )
+        scores = await self._score_by_models(finished.groups)
         metrics = evaluation_metrics(finished.groups, self._dataset, len(items) * group_size)
-        for status, count in finished.counts.scores.items():
+        for status, count in (finished.counts.scores + Counter(score.status for score in scores)).items():
             metrics[f"eval/{self._dataset}/outcome/{status}"] = float(count)
-        failures = finished.counts.first_tracebacks
+        failures = [*finished.counts.first_tracebacks.values(), *(score.error for score in scores if score.error)]
         if failures:
-            text = next(iter(failures.values())).rstrip()
-            if not finished.groups:
+            text = failures[0].rstrip()
+            if not metrics[f"eval/{self._dataset}/num_samples"]:
                 raise RewardError(f"no held-out sample could be scored; the first failure was:\n{text}")
             self._display.print(f"the first of the scores that failed: {text.splitlines()[-1]}")
         return metrics
+
+    async def _score_by_models(self, groups: Sequence[TrajectoryGroup]) -> list[RewardOutcome]:
+        """Every score of every reward model; on a shared device the engine sleeps meanwhile.
+
+        Raises:
+            RewardError: a score failed and ``reward.on_failure`` is ``raise``.
+        """
+        if self._reward_models is None or not groups:
+            return []
+        is_colocated = self._config.rollout.colocated
+        if is_colocated:
+            await self._engine.sleep()
+        scores = await self._reward_models.score(groups, for_evaluation=True)
+        self._reward_models.take_metrics()  # Of a step they would say something else.
+        if is_colocated:
+            await self._engine.wake_up()
+        failed = next((score for score in scores if score.status != "ok"), None)
+        if failed is not None and self._config.reward.on_failure == "raise":
+            raise RewardError(f"the score of a held-out sample failed ({failed.status}): {failed.error}")
+        return scores

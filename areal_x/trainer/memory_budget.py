@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from areal_x.api.config import ExperimentConfig
+from areal_x.api.config import ExperimentConfig, RewardModelConfig
 from areal_x.api.errors import ConfigError
 
-__all__ = ["TrainerBytes", "check_memory_budget", "trainer_bytes"]
+__all__ = ["TrainerBytes", "check_memory_budget", "check_reward_model_budget", "trainer_bytes"]
 
 _FLOAT = 4
 _LOGIT_COPIES = 3
@@ -87,6 +88,41 @@ def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_
             f"{_gib(device_bytes)}, less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a "
             "smaller model"
         )
+
+
+def check_reward_model_budget(
+    models: Mapping[str, RewardModelConfig], model_bytes: Mapping[str, int], trainer: TrainerBytes, device_bytes: int
+) -> None:
+    """Raise when the policy and its reward models cannot fit the device, while one scores or while the policy trains.
+
+    Args:
+        models: the reward models, by their keys in the configuration.
+        model_bytes: the weights of each, on the device.
+        trainer: what the policy takes there.
+        device_bytes: all memory of the device.
+
+    Raises:
+        ConfigError: with the numbers, and what to change.
+    """
+    room = device_bytes - _CONTEXT_BYTES
+    kept = {key: model_bytes[key] for key, model in models.items() if not model.offload}
+    if kept and trainer.training + sum(kept.values()) > room:
+        key = next(iter(kept))
+        raise ConfigError(
+            f"{key}.offload=false: a training step needs {_gib(trainer.training)} and the reward models that stay on "
+            f"the device {_gib(sum(kept.values()))}, and it has {_gib(device_bytes)}, less 1 GiB for the processes; "
+            "use offload=true"
+        )
+    for key in models:
+        own = 0 if key in kept else model_bytes[key]
+        needed = trainer.resting + sum(kept.values()) + own
+        if needed > room:
+            raise ConfigError(
+                f"{key}.path: its weights take {_gib(model_bytes[key])}, and while it scores the policy keeps "
+                f"{_gib(trainer.resting)} (parameters, Adam, reference, staged weights) on the device, which has "
+                f"{_gib(device_bytes)}, less 1 GiB for the processes; use a smaller reward model, "
+                f"{key}.dtype=bfloat16, more ranks, or train.cpu_offload=true"
+            )
 
 
 def _gib(num_bytes: int) -> str:

@@ -12,7 +12,8 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import load_object, split_library
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.reward_api import AsyncRewardWrapper
-from areal_x.api.reward_base import Reward
+from areal_x.api.reward_base import NoReward, Reward
+from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.reward_set import RewardSet, WeightedReward
 from areal_x.api.travelling import by_value
 from areal_x.process_pool import ProcessPool
@@ -34,6 +35,8 @@ def build_reward(
 ) -> Reward:
     """The given or configured reward, or the weighted set of several, with synchronous ones in ``pool``; not yet
     started."""
+    if given is None and reward.fn == NO_RULE_REWARD:
+        return NoReward(reward.score_truncated)
     if given is not None or not reward.rewards:
         return AsyncRewardWrapper(
             reward_function("", reward, dataset) if given is None else by_value(given),

@@ -29,6 +29,7 @@ __all__ = [
     "Data",
     "PolicyEngine",
     "load_data",
+    "load_early_filter",
     "load_filter",
     "load_supervised",
     "load_tokenizer",
@@ -128,6 +129,14 @@ def load_filter(config: ExperimentConfig, given: Given | None = None) -> GroupFi
     if config.rollout.filter is None:
         return None
     loaded: GroupFilter = load_object(config.rollout.filter, "rollout.filter")
+    return loaded
+
+
+def load_early_filter(config: ExperimentConfig) -> GroupFilter | None:
+    """The user's filter of groups that reward models have not scored yet, if any."""
+    if config.rollout.early_filter is None:
+        return None
+    loaded: GroupFilter = load_object(config.rollout.early_filter, "rollout.early_filter")
     return loaded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.errors import ConfigError, DataError
-from areal_x.api.reward_base import Reward
+from areal_x.api.reward_base import NoReward, Reward
 from areal_x.api.workflow_api import RolloutWorkflow
+from areal_x.engine.ranks.rank_group import RankGroup
 from areal_x.engine.weights import StagedSync
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
@@ -29,6 +30,7 @@ from areal_x.trainer import engines, roles
 from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.given import Given
 from areal_x.trainer.ranks import open_ranks
+from areal_x.trainer.reward_models import LoopModel, RewardModels, read_reward_models
 from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.step_report import StepReporter
@@ -94,11 +96,18 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
     """See ``main.train``."""
     async with open_run(config, config.train.total_steps, given) as run, AsyncExitStack() as stack:
         thread = run.thread
+        loop_models = await thread.call(read_reward_models, config)
         reward = await start_reward(config, run.data.train, stack, given.reward_fn)
         check_items(reward, run.data.held_out, config.data.prompt_key)
         check_group_size(reward, "rollout.group_size", config.rollout.group_size)
         check_held_out_groups(config, run.data, reward)
-        hooks = GroupHooks(reward.finish_group, make_post_process(config), roles.load_filter(config, given))
+        hooks = GroupHooks(
+            reward.finish_group,
+            make_post_process(config),
+            roles.load_filter(config, given),
+            roles.load_early_filter(config),
+            waits_for_models=bool(loop_models),
+        )
         run.display.phase("loading the model")
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
@@ -111,13 +120,15 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         train_engine = await thread.call(roles.make_train_engine, config, model_path, ranks)
         staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
         engines.check_device_budget(config, train_engine, staging)
+        engines.check_reward_model_memory(config, train_engine, loop_models)
+        reward_models = await load_reward_models(run, loop_models, reward, ranks)
         engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack, given.placement)
         weight_sync = StagedSync(engines.published_weights(config, train_engine), staging, [engine])
         await start_engine(run, engine, tokenizer, train_engine)
         if engines.needs_first_weights(config):
             await weight_sync.stage(train_engine.version)
             await weight_sync.publish(train_engine.version)
-        evaluator = make_evaluator(run, evaluation_workflow, engine, evaluation_reward)
+        evaluator = make_evaluator(run, evaluation_workflow, engine, evaluation_reward, reward_models)
         await evaluator.evaluate(0, train_engine.version)
         executor = make_executor(run, workflow, hooks, engine, train_engine.version)
         trainer = Trainer(
@@ -135,6 +146,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
                 reward.metrics,
             ),
             evaluate=evaluator.evaluate,
+            reward_models=reward_models,
         )
         await train_while_rolling_out(trainer, executor)
         await evaluator.evaluate(config.train.total_steps, train_engine.version)
@@ -197,6 +209,7 @@ async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
             raise DataError("there is nothing to evaluate on; set data.eval_path")
         if config.model.path is None and config.rollout.engine != "openai":
             raise ConfigError("model.path is not set; name the model to evaluate")
+        loop_models = await run.thread.call(read_reward_models, config)
         reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack, given.reward_fn))
         check_held_out_groups(config, run.data, reward)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
@@ -204,7 +217,8 @@ async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
         engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack, given.placement)
         run.display.phase("starting the inference engine")
         await engine.start()
-        metrics = await make_evaluator(run, workflow, engine, reward).evaluate(0, 0)
+        reward_models = await load_reward_models(run, loop_models, reward, None)
+        metrics = await make_evaluator(run, workflow, engine, reward, reward_models).evaluate(0, 0)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
 
@@ -218,10 +232,32 @@ def check_held_out_groups(config: ExperimentConfig, data: roles.Data, reward: Re
 def with_evaluation_key(config: ExperimentConfig, reward: Reward) -> Reward:
     """The reward as evaluation sees it: with its own key, if one is configured."""
     key = config.reward.eval_reward_key
-    return reward if key is None else reward.with_key(key)
+    return reward if key is None or key in config.used_reward_models else reward.with_key(key)
 
 
-def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine, reward: Reward) -> Evaluator:
+async def load_reward_models(
+    run: Run, models: Sequence[LoopModel], reward: Reward, ranks: RankGroup | None
+) -> RewardModels | None:
+    """The reward models of the run, ready to score in this process or on the ranks; ``None`` without any."""
+    if not models:
+        return None
+    run.display.phase("loading the reward model" if len(models) == 1 else "loading the reward models")
+    for model in models:
+        await run.thread.call(model.load, run.config.model.device, ranks, run.config.model.trust_remote_code)
+
+    def add_span(name: str, start: float, end: float) -> None:
+        run.writer.add_span("reward_model", name, start, end)
+
+    return RewardModels(run.config, models, run.thread, add_span, has_rule=not isinstance(reward, NoReward))
+
+
+def make_evaluator(
+    run: Run,
+    workflow: RolloutWorkflow,
+    engine: InferenceEngine,
+    reward: Reward,
+    reward_models: RewardModels | None = None,
+) -> Evaluator:
     """The evaluator of the run's held-out items."""
     return Evaluator(
         run.config,
@@ -232,6 +268,7 @@ def make_evaluator(run: Run, workflow: RolloutWorkflow, engine: InferenceEngine,
         score_group=reward.finish_group,
         writer=run.writer,
         display=run.display,
+        reward_models=reward_models,
     )
 
 

@@ -5,6 +5,9 @@
                           │                                                     ▼
                           └──── on_published: places of the step are free ◀── WeightSync.stage, publish
 
+Reward models score a step's groups before ``build_batch`` (``reward_models.py``); groups that the filter then rejects
+are replaced by further ones.
+
 A step is taken in parts, each when the trainer gets to it: what is finished while a step goes on can still join it, and
 so waits, and ages, less. Synchronous steps and mini-batches take the whole batch.
 Weights are staged (copied out) before the next step may change them, and become live while that step trains already.
@@ -32,6 +35,7 @@ from areal_x.api.engine_api import InferenceEngine, TrainEngine, WeightSync
 from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer.batch import build_batch
+from areal_x.trainer.reward_models import RewardModels
 from areal_x.trainer.rollout_metrics import engine_metrics, rollout_metrics
 from areal_x.trainer.step_clock import BusyTotals, StepClock
 from areal_x.trainer.step_report import FinishedStep, StepReporter
@@ -47,6 +51,7 @@ class Trainer:
         thread: where the train engine works.
         reporter: told of each finished step.
         evaluate: ``await evaluate(step, version)`` measures the policy as it is served now and reports its metrics.
+        reward_models: what scores the groups beside the rule rewards, if anything.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Trainer:
         thread: TrainerThread,
         reporter: StepReporter,
         evaluate: Callable[[int, int], Awaitable[dict[str, float]]],
+        reward_models: RewardModels | None = None,
     ) -> None:
         self.config = config
         self.executor = executor
@@ -69,7 +75,9 @@ class Trainer:
         self.thread = thread
         self.reporter = reporter
         self.evaluate = evaluate
+        self.reward_models = reward_models
         self._is_colocated = config.rollout.colocated
+        self._model_weights = {name: model.weight for name, model in config.used_reward_models.items()}
         self._unreported: FinishedStep | None = None
         self._update_seconds: dict[str, float] = {}
 
@@ -85,6 +93,9 @@ class Trainer:
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._nothing_to_publish(), name="publish")
             for step in range(1, self.config.train.total_steps + 1):
+                # The peak of the step before is over. Colocated servers have the device until the groups are done.
+                if self.reward_models is not None and not self._is_colocated:
+                    await self.reward_models.prefetch()
                 finished = await self._train_step(step, group)
                 await publishing
                 self.train_engine.version += 1
@@ -105,21 +116,17 @@ class Trainer:
 
         The time of a step runs from the first part of the step before to its own first part: what its samples cost.
         """
-        version, size = self.train_engine.version, self.config.groups_per_step
+        config, version, size = self.config, self.train_engine.version, self.config.groups_per_step
         groups: list[TrajectoryGroup] = []
         advantages: list[FloatArray] = []
         stats: dict[str, float] = {}
         wait_seconds = 0.0
         while len(groups) < size:
-            waiting_since = time.monotonic()
-            num_groups = min(self.config.groups_per_part, size - len(groups))
-            part = await self.executor.next_groups(num_groups, num_groups, version)
+            part, part_wait_seconds = await self._next_part(min(config.groups_per_part, size - len(groups)))
             started = time.monotonic()
-            wait_seconds += started - waiting_since
-            if self._is_colocated:
-                await self._put_engine_to_sleep()
-            batch, part_advantages = build_batch(part, self.config.algorithm, self.config.reward)
-            is_last = len(groups) + num_groups == size
+            wait_seconds += part_wait_seconds
+            batch, part_advantages = build_batch(part, config.algorithm, config.reward, self._model_weights)
+            is_last = len(groups) + len(part) == size
             training = group.create_task(self.thread.call(self._train_part, batch, is_last), name="train step")
             if not groups:
                 self._report()
@@ -131,7 +138,31 @@ class Trainer:
         num_samples = sum(map(len, advantages))
         timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
         metrics = stats | rollout_metrics(self.executor) | engine_metrics(self.engine) | self._update_seconds | timing
+        if self.reward_models is not None:
+            metrics |= self.reward_models.take_metrics()
         return FinishedStep(step, version, groups, np.concatenate(advantages), metrics)
+
+    async def _next_part(self, num_groups: int) -> tuple[list[TrajectoryGroup], float]:
+        """Wait for groups and let the reward models score them; also gives the seconds of waiting.
+
+        What the filter rejects once the scores are there is replaced by further groups, scored in their turn.
+        """
+        version, wait_seconds = self.train_engine.version, 0.0
+        part: list[TrajectoryGroup] = []
+        while (missing := num_groups - len(part)) > 0:
+            waiting_since = time.monotonic()
+            if self.reward_models is None:
+                part = await self.executor.next_groups(missing, missing, version)
+            else:
+                candidates = await self.executor.next_candidates(missing)
+            wait_seconds += time.monotonic() - waiting_since
+            if self._is_colocated:
+                await self._put_engine_to_sleep()
+            if self.reward_models is not None:
+                part += self.executor.settle_candidates(await self.reward_models.score(candidates), version)
+                if self._is_colocated and len(part) < num_groups:
+                    await self.engine.wake_up()
+        return part, wait_seconds
 
     def _train_part(self, batch: TrainBatch, is_last: bool) -> dict[str, float]:
         """Add a part to the step; the last one ends it and gives its metrics. Runs on the trainer's thread."""

@@ -1,6 +1,7 @@
 const LANES = [
   ["generation", "Generation: requests in flight", "var(--blue)", "area"],
   ["scoring", "Scoring: rewards in flight", "var(--orange)", "area"],
+  ["reward_model", "Reward models", "var(--orange)", "bars"],
   ["training", "Training", "var(--purple)", "bars"],
   ["weights", "Weight updates", "var(--pink)", "bars"],
   ["evaluation", "Warm start and evaluation", "var(--green)", "bars"],
