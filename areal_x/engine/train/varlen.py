@@ -38,7 +38,7 @@ def choose_kernel(config: Any, device: torch.device, dtype: torch.dtype) -> str:
         return SDPA
     if getattr(text, "attn_logit_softcapping", None) is None and _has_torch_varlen():
         return TORCH_VARLEN
-    return FLASH_ATTN if importlib.util.find_spec("flash_attn") else SDPA
+    return FLASH_ATTN if _has_flash_attn() else SDPA
 
 
 def varlen_attention(
@@ -77,6 +77,10 @@ def _has_torch_varlen() -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _torch_varlen(
