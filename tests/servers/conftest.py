@@ -20,16 +20,22 @@ def mark_kind(kind: str) -> object:
 async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """An engine that recomputes prefixes when its weights change."""
     folder: Path = tmp_path_factory.mktemp(f"shared_{request.param}")
-    running = await start_running(request.param, make_policy(folder / "model"), folder / "logs")
+    # Of what is generated the tests hear at once, so that they meet requests in flight on a fast machine, too.
+    running = await start_running(request.param, make_policy(folder / "model"), folder / "logs", stream_interval=8)
     yield running
     await running.close()
 
 
-RARE_FAULTS = ("test_a_server_that_hangs_is_replaced", "test_an_update_in_which_a_server_dies_is_redone_for_the_other")
+RESTS_ON_THE_ENGINE = (
+    "test_a_server_that_hangs_is_replaced",
+    "test_an_update_in_which_a_server_dies_is_redone_for_the_other",
+    "test_both_are_updated_together",
+    "test_servers_of_a_killed_driver_are_gone",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What rests on the engine alone is proved with vLLM each time; with SGLang, slow to start, by `make soak`."""
     for item in items:
-        if item.name.startswith(RARE_FAULTS) and item.get_closest_marker("sglang") is not None:
+        if item.name.startswith(RESTS_ON_THE_ENGINE) and item.get_closest_marker("sglang") is not None:
             item.add_marker(pytest.mark.soak)
