@@ -365,5 +365,6 @@ class ExperimentConfig:
         takes_turns = self.rollout.colocated or self.rollout.max_staleness == 0
         if compares_all or takes_turns or self.algorithm.num_mini_batches > 1 or self.used_reward_models:
             return self.groups_per_step
-        samples = self.train.part_samples or self.train.micro_batch_tokens // self.rollout.max_length
+        num_data_ranks = self.train.num_ranks // self.train.sequence_parallel
+        samples = self.train.part_samples or num_data_ranks * self.train.micro_batch_tokens // self.rollout.max_length
         return min(self.groups_per_step, max(1, samples // self.rollout.group_size))

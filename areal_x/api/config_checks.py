@@ -16,7 +16,7 @@ from areal_x.api.import_paths import check_library, split_library
 from areal_x.api.reward_model_checks import RESERVED_NAMES, check_reward_models
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
-from areal_x.api.train_checks import check_cluster, check_lora, check_preferences
+from areal_x.api.train_checks import check_cluster, check_lora, check_preferences, check_rank_options, check_ranks
 
 __all__ = ["MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "check_reward_training"]
 
@@ -341,6 +341,7 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_rollout,
     _check_train,
     check_cluster,
+    check_ranks,
     check_lora,
     check_reward_models,
     _check_algorithm,
@@ -354,6 +355,7 @@ _CHECKS_OF_REWARD_TRAINING = (
     _check_run,
     _check_train,
     check_cluster,
+    check_rank_options,
     check_preferences,
     _check_model,
     _check_evaluation,

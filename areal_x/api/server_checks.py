@@ -21,7 +21,7 @@ __all__ = [
     "check_way",
     "is_loopback",
     "server_gpus",
-    "trainer_gpu",
+    "trainer_gpus",
 ]
 
 SERVER_ENGINES = ("sglang", "vllm")
@@ -95,25 +95,26 @@ def check_trains(rollout: RolloutConfig) -> None:
         raise bad_value("rollout.engine", "openai", f"{fix}; use vllm, sglang or embedded")
 
 
-def server_gpus(model: ModelConfig, rollout: RolloutConfig, trains: bool) -> list[int]:
+def server_gpus(model: ModelConfig, rollout: RolloutConfig, num_ranks: int) -> list[int]:
     """The GPUs that servers take where there are GPUs: those that are named; by default the first ones but the
     trainer's, or, colocated, the trainer's own and then the first others.
 
     Args:
-        trains: whether a trainer takes a GPU, too.
+        num_ranks: of the trainer, each with a GPU; 0: nothing is trained.
     """
     server = rollout.server
     if server.gpus is not None:
         return list(server.gpus)
     needed = server.num_servers * server.tensor_parallel
-    own = trainer_gpu(model) if trains else None
-    others = [gpu for gpu in range(needed + 1) if gpu != own]
-    return ([own, *others] if own is not None and rollout.colocated else others)[:needed]
+    own = trainer_gpus(model.device, num_ranks)
+    others = [gpu for gpu in range(needed + num_ranks) if gpu not in own]
+    return ([*own, *others] if rollout.colocated else others)[:needed]
 
 
-def trainer_gpu(model: ModelConfig) -> int:
-    """The GPU of the trainer where there are GPUs."""
-    return int(model.device.partition(":")[2] or 0)
+def trainer_gpus(device: str, num_ranks: int) -> range:
+    """The GPUs of the trainer's ranks where there are GPUs: from that of ``model.device`` on."""
+    first = int(device.partition(":")[2] or 0)
+    return range(first, first + num_ranks)
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from areal_x.api.data_file_checks import check_data_file
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.server_checks import SERVER_ENGINES, is_loopback
 
-__all__ = ["check_cluster", "check_lora", "check_preferences"]
+__all__ = ["check_cluster", "check_lora", "check_preferences", "check_rank_options", "check_ranks"]
 
 _MAX_SERVED_RANK = 512
 """vLLM has no kernels for larger ones."""
@@ -61,6 +61,60 @@ def _check_placed_servers(rollout: RolloutConfig) -> None:
         if asks:
             fix = "with cluster.kind=ray servers get GPUs and address from the cluster; leave it out"
             raise bad_value(f"rollout.server.{key}", getattr(server, key), fix)
+
+
+def check_ranks(config: ExperimentConfig) -> None:
+    """Refuse ranks that cannot share the work of a policy, and options of training that do not go together.
+
+    Raises:
+        ConfigError: names ``train....``, its value and what to use.
+    """
+    check_rank_options(config)
+    train = config.train
+    if train.num_ranks > 1 and config.rollout.colocated:
+        fix = "only one process can take turns with servers on its GPU; use 1, or set rollout.colocated=false"
+        raise bad_value("train.num_ranks", train.num_ranks, fix)
+    _check_share(config, "train.batch_size / algorithm.num_mini_batches", _samples_of_a_step(config))
+    if config.sft.enabled:
+        _check_share(config, "sft.batch_size", config.sft.batch_size)
+
+
+def check_rank_options(config: ExperimentConfig) -> None:
+    """The part of ``check_ranks`` that is of all training, that of reward models too.
+
+    Raises:
+        ConfigError: as ``check_ranks``.
+        MissingExtraError: Liger is asked for and not installed.
+    """
+    train = config.train
+    for name in ("num_ranks", "sequence_parallel"):
+        at_least(f"train.{name}", getattr(train, name), 1)
+    above_zero("train.rank_timeout_seconds", train.rank_timeout_seconds)
+    one_of("train.mixed_precision", train.mixed_precision, ("auto", "bfloat16", "float32"))
+    if train.num_ranks % train.sequence_parallel:
+        fix = f"ranks that share a micro-batch must divide train.num_ranks={train.num_ranks}"
+        raise bad_value("train.sequence_parallel", train.sequence_parallel, fix)
+    if config.model.device == "cpu" and train.cpu_offload:
+        fix = "with model.device=cpu weights are in the host's memory anyway; set it to false"
+        raise bad_value("train.cpu_offload", "true", fix)
+    if config.model.device == "cpu" and train.liger:
+        raise bad_value("train.liger", "true", "Liger's kernels need a GPU, and model.device=cpu; set it to false")
+    if train.liger and find_spec("liger_kernel") is None:
+        raise MissingExtraError("train.liger=true needs Liger: pip install 'areal-x[liger]'")
+
+
+def _samples_of_a_step(config: ExperimentConfig) -> int:
+    """Samples of the smallest optimiser step; groups stay whole."""
+    groups = config.groups_per_step // max(1, config.algorithm.num_mini_batches)
+    return groups * config.rollout.group_size
+
+
+def _check_share(config: ExperimentConfig, what: str, num_samples: int) -> None:
+    """Every rank (group of them, with sequence parallelism) gets a sequence of each step."""
+    train = config.train
+    if num_samples < train.num_ranks // train.sequence_parallel:
+        fix = f"{what} gives a step {num_samples} samples, which is fewer; use {num_samples} ranks at most"
+        raise bad_value("train.num_ranks", train.num_ranks, fix)
 
 
 def check_lora(config: ExperimentConfig) -> None:
@@ -115,5 +169,6 @@ def check_preferences(config: ExperimentConfig) -> None:
     if train.sequence_parallel > 1:
         fix = "reward models are trained without sequence parallelism; use 1, and more of train.num_ranks"
         raise bad_value("train.sequence_parallel", train.sequence_parallel, fix)
+    _check_share(config, "preferences.batch_size", preferences.batch_size)
     if train.lora.rank:
         raise bad_value("train.lora.rank", train.lora.rank, "reward models are trained whole; use 0")

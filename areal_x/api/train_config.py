@@ -34,7 +34,8 @@ class TrainConfig:
     """Real tokens of one forward and backward pass."""
     part_samples: int | None = None
     """Samples that the trainer takes at a time while a step's others are still generated. Default: what surely fits
-    a micro-batch (its tokens / ``rollout.max_length``). Synchronous steps and mini-batches take the whole batch."""
+    a micro-batch of each rank (its tokens / ``rollout.max_length``). Synchronous steps and mini-batches take the whole
+    batch."""
     logprob_chunk_tokens: int = 1024
     """Rows of the ``[tokens, vocabulary]`` matrix that exist at once."""
     num_threads: int = 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from areal_x.api.server_checks import trainer_gpus
 from areal_x.api.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ class LocalPlacement:
             return None
         from areal_x.engine.ranks.local_ranks import LocalRanks
 
+        uses_gpus = has_gpu(model_device)
         return LocalRanks(
             train.num_ranks,
-            device="cuda" if has_gpu(model_device) else "cpu",
+            device="cuda" if uses_gpus else "cpu",
+            gpus=trainer_gpus(model_device, train.num_ranks) if uses_gpus else (),
             num_threads=train.num_threads,
             sequence_parallel=train.sequence_parallel,
             timeout_seconds=train.rank_timeout_seconds,

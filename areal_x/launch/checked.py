@@ -13,6 +13,7 @@ from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.server_checks import check_trains
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.launch.server_environment import check_server_environment
+from areal_x.launch.trainer_environment import check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 from areal_x.rollout.preferences import check_first_pair
 
@@ -33,6 +34,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         check_reward_training(config)
         _check_extras(config)
         check_first_pair(config)
+        check_trainer_environment(config)
         return config
     config = compose_config(source, overrides)
     if command == "sft":
@@ -50,6 +52,8 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         _check_workflow(config)
         _check_functions(config)
         check_server_environment(config, trains=command == "train")
+    if command != "eval":
+        check_trainer_environment(config)
     return config
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig, ModelConfig
 from areal_x.api.errors import ConfigError
-from areal_x.api.server_checks import SERVER_ENGINES, trainer_gpu
+from areal_x.api.server_checks import SERVER_ENGINES, trainer_gpus
 
 if TYPE_CHECKING:
     from areal_x.engine.servers.model_facts import ModelFacts
@@ -56,12 +56,14 @@ def _check_devices(config: ExperimentConfig, trains: bool) -> bool:
     if config.cluster.kind == "ray":
         # What its nodes have is known once they answer.
         return config.model.device == "cpu"
-    gpus = check_devices(config.model, rollout, trains)
-    if gpus and trains and not rollout.colocated and rollout.server.weights in ("auto", "nccl"):
-        own = trainer_gpu(config.model)
-        if own in gpus:
-            fix = f"GPU {own} is the trainer's; name others, or set rollout.colocated=true so that they take turns"
-            raise bad_value("rollout.server.gpus", list(gpus), fix)
+    num_ranks = config.train.num_ranks if trains else 0
+    gpus = check_devices(config.model, rollout, num_ranks)
+    # Some ways of weights work between processes of one GPU, which one trainer may share on purpose.
+    if not rollout.colocated and (num_ranks > 1 or rollout.server.weights in ("auto", "nccl")):
+        for own in trainer_gpus(config.model.device, num_ranks):
+            if own in gpus:
+                turns = ", or set rollout.colocated=true so that they take turns" if num_ranks == 1 else ""
+                raise bad_value("rollout.server.gpus", list(gpus), f"GPU {own} is the trainer's; name others{turns}")
     return not gpus
 
 

@@ -203,7 +203,7 @@ def _make_engine(
 
         assert not isinstance(staging, SharedWeights)
         if torch.cuda.is_available() and config.model.device != "cpu" and not rollout.base_urls:
-            gpus = server_gpus(config.model, rollout, trains=staging is not None)
+            gpus = server_gpus(config.model, rollout, config.train.num_ranks if staging is not None else 0)
             rollout = dataclasses.replace(rollout, server=dataclasses.replace(rollout.server, gpus=gpus))
         hosts = None if rollout.base_urls else placement.server_hosts(rollout.server.num_servers)
         return build_server_engine(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from areal_x.api.config import ExperimentConfig, RewardModelConfig
 from areal_x.api.errors import ConfigError
 
-__all__ = ["TrainerBytes", "check_memory_budget", "check_reward_model_budget", "trainer_bytes"]
+__all__ = ["TrainerBytes", "check_memory_budget", "check_reward_model_budget", "check_trainer_memory", "trainer_bytes"]
 
 _FLOAT = 4
 _LOGIT_COPIES = 3
@@ -42,9 +42,16 @@ class TrainerBytes:
 
 
 def trainer_bytes(
-    num_parameters: int, vocab_size: int, chunk_tokens: int, has_reference: bool, staged: int = 0
+    num_parameters: int,
+    vocab_size: int,
+    chunk_tokens: int,
+    has_reference: bool,
+    staged: int = 0,
+    *,
+    num_ranks: int = 1,
+    has_adapters: bool = False,
 ) -> TrainerBytes:
-    """What training in float32 takes.
+    """What training in float32 takes on each rank. What is gathered for the moment that it is used is not among it.
 
     Args:
         num_parameters: of the policy, tied ones once.
@@ -52,10 +59,13 @@ def trainer_bytes(
         chunk_tokens: ``train.logprob_chunk_tokens``, the rows that exist at once.
         has_reference: a frozen copy of the policy is kept for the KL term.
         staged: bytes of weights that wait on the device for the servers.
+        num_ranks: that the weights are divided among.
+        has_adapters: adapters alone are trained; what they take is too little to count.
     """
-    copy = _FLOAT * num_parameters
+    copy = _FLOAT * -(-num_parameters // num_ranks)
+    trained = 0 if has_adapters else copy
     logits = _LOGIT_COPIES * _FLOAT * vocab_size * chunk_tokens
-    return TrainerBytes(copy, copy, 2 * copy, copy if has_reference else 0, logits, staged)
+    return TrainerBytes(copy, trained, 2 * trained, copy if has_reference else 0, logits, staged)
 
 
 def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_bytes: int) -> None:
@@ -88,6 +98,35 @@ def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_
             f"{_gib(device_bytes)}, less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a "
             "smaller model"
         )
+
+
+def check_trainer_memory(
+    config: ExperimentConfig, rank: TrainerBytes, available_bytes: int | None, on_host: bool
+) -> None:
+    """Raise when weights, gradients and optimiser alone do not fit: activations come on top.
+
+    Args:
+        rank: what each rank takes.
+        available_bytes: of a GPU, which one rank has, or of the host, which all share; ``None``: not known.
+        on_host: which of the two.
+
+    Raises:
+        ConfigError: with the numbers, and what to change.
+    """
+    num_ranks = config.train.num_ranks
+    shares = num_ranks if on_host else 1
+    needed = shares * (rank.training if not config.train.cpu_offload else rank.training - rank.logits)
+    if available_bytes is None or needed <= available_bytes:
+        return
+    of_rank = "" if num_ranks == 1 else f" for each of {num_ranks} ranks"
+    has = f"this machine has {_gib(available_bytes)} left for" if on_host else f"a GPU has {_gib(available_bytes)} for"
+    more = "train.lora.rank=16" if on_host else "more train.num_ranks, train.cpu_offload=true, train.lora.rank=16"
+    raise ConfigError(
+        f"model.path={config.model.path}: training it takes {_gib(rank.training)}{of_rank} (parameters "
+        f"{_gib(rank.parameters)}, gradients {_gib(rank.gradients)}, Adam {_gib(rank.moments)}, reference "
+        f"{_gib(rank.reference)}, logits {_gib(rank.logits)}; activations not counted), and {has} "
+        f"{'all of them' if shares > 1 else 'it'}; use a smaller model, {more}, or lower train.logprob_chunk_tokens"
+    )
 
 
 def check_reward_model_budget(

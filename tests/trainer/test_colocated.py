@@ -260,21 +260,23 @@ def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "colocated", "servers", "trains", "expected"),
+    ("device", "colocated", "servers", "num_ranks", "expected"),
     [
-        ("auto", False, 1, True, [1]),
-        ("auto", False, 2, True, [1, 2]),
-        ("cuda:1", False, 2, True, [0, 2]),
-        ("auto", True, 1, True, [0]),
-        ("cuda:2", True, 2, True, [2, 0]),
-        ("auto", False, 2, False, [0, 1]),
+        ("auto", False, 1, 1, [1]),
+        ("auto", False, 2, 1, [1, 2]),
+        ("cuda:1", False, 2, 1, [0, 2]),
+        ("auto", True, 1, 1, [0]),
+        ("cuda:2", True, 2, 1, [2, 0]),
+        ("auto", False, 2, 0, [0, 1]),
+        ("auto", False, 2, 4, [4, 5]),
+        ("cuda:1", False, 2, 2, [0, 3]),
     ],
 )
 def test_servers_leave_the_trainer_its_gpu(
-    device: str, colocated: bool, servers: int, trains: bool, expected: list[int]
+    device: str, colocated: bool, servers: int, num_ranks: int, expected: list[int]
 ) -> None:
     config = run_config(1, colocated)
     config.model.device, config.rollout.server.num_servers = device, servers
-    assert server_gpus(config.model, config.rollout, trains) == expected
+    assert server_gpus(config.model, config.rollout, num_ranks) == expected
     config.rollout.server.gpus = [5, 4]
-    assert server_gpus(config.model, config.rollout, trains) == [5, 4]
+    assert server_gpus(config.model, config.rollout, num_ranks) == [5, 4]

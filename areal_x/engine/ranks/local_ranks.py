@@ -40,7 +40,7 @@ class LocalRanks(RankGroup):
         sequence_parallel: neighbours that share each micro-batch; divides ``num_ranks``.
         timeout_seconds: every call, and the start, may take so long.
         log_dir: what rank N prints is added to ``rank<N>.log`` there. Default: files without a name.
-        gpus: the GPU of each rank, as ``CUDA_VISIBLE_DEVICES`` names it. Default: the first ones.
+        gpus: the GPU of each rank, counted among those that this process sees; of no use on a CPU.
 
     Raises:
         EngineDiedError: a rank ended, or did not join.
@@ -55,7 +55,7 @@ class LocalRanks(RankGroup):
         sequence_parallel: int = 1,
         timeout_seconds: float = 600.0,
         log_dir: Path | None = None,
-        gpus: Sequence[str] | None = None,
+        gpus: Sequence[int] = (),
     ) -> None:
         self._timeout = timeout_seconds
         self._store = open_store(timeout_seconds)
@@ -68,7 +68,7 @@ class LocalRanks(RankGroup):
         self._ranks: list[RankProcess] = []
         try:
             for rank in range(num_ranks):
-                gpu = None if device == "cpu" else str(rank) if gpus is None else gpus[rank]
+                gpu = None if device == "cpu" else gpus[rank]
                 log_path = None if log_dir is None else log_dir / f"rank{rank}.log"
                 self._ranks.append(RankProcess(rank, _variables(num_threads, gpu), log_path))
             address = f"{self._store.host}:{self._store.port}"
@@ -222,7 +222,10 @@ def _place(log_path: Path | None) -> str:
     return "" if log_path is None else f" ({log_path})"
 
 
-def _variables(num_threads: int, gpu: str | None) -> dict[str, str]:
+def _variables(num_threads: int, gpu: int | None) -> dict[str, str]:
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     variables = {"OMP_NUM_THREADS": str(num_threads), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-    return variables if gpu is None else {**variables, "CUDA_VISIBLE_DEVICES": gpu}
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    return variables

@@ -182,6 +182,6 @@ def _gpus_of_servers(model: ModelConfig, rollout: RolloutConfig, hosts: Sequence
     if None not in given:
         return [gpus or () for gpus in given]
     # Who trains on a GPU, too, has named the others.
-    gpus = check_devices(model, rollout, trains=False)
+    gpus = check_devices(model, rollout, num_ranks=0)
     width = rollout.server.tensor_parallel
     return [gpus[index * width : (index + 1) * width] for index in range(rollout.server.num_servers)]

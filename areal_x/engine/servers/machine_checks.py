@@ -90,11 +90,11 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def check_devices(model: ModelConfig, rollout: RolloutConfig, trains: bool) -> tuple[int, ...]:
+def check_devices(model: ModelConfig, rollout: RolloutConfig, num_ranks: int) -> tuple[int, ...]:
     """The GPUs that servers are to take, one server's after another's; empty on a CPU.
 
     Args:
-        trains: whether a trainer takes a GPU, too; those of ``rollout.server.gpus`` are taken as they are.
+        num_ranks: of a trainer, each of which takes a GPU, too; those of ``rollout.server.gpus`` are taken as they are.
 
     Raises:
         ConfigError: they are not there, do not fit the servers, or a setting needs one where there is none.
@@ -102,7 +102,7 @@ def check_devices(model: ModelConfig, rollout: RolloutConfig, trains: bool) -> t
     server = rollout.server
     check_gpu_numbers(model, server)
     if _uses_gpu(model):
-        gpus = tuple(server_gpus(model, rollout, trains))
+        gpus = tuple(server_gpus(model, rollout, num_ranks))
         check_gpus(gpus)
         return gpus
     needs_gpu = {

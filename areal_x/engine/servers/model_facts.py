@@ -25,6 +25,7 @@ _NAMES = {
     "ties_embeddings": ("tie_word_embeddings",),
 }
 _MAX_HEADER_BYTES = 2**28
+_ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class ModelFacts:
     """Size of the weights as they are stored."""
     architecture: str
     """Such as ``Qwen3ForCausalLM``."""
+    num_parameters: int = 0
+    """About so many; 0: not known."""
 
 
 def read_model_facts(model_path: str, trust_remote_code: bool = False) -> ModelFacts:
@@ -72,6 +75,7 @@ def read_model_facts(model_path: str, trust_remote_code: bool = False) -> ModelF
         max_length=values["max_length"],
         num_bytes=num_bytes,
         architecture=str(architectures[0]),
+        num_parameters=num_bytes // _ITEM_SIZES.get(str(config.get("dtype") or config.get("torch_dtype")), 4),
     )
 
 
