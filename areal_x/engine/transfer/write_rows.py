@@ -48,13 +48,16 @@ def write_rows(
     Args:
         weights: see ``copy_rows``.
         one_machine: all ranks run where the target is. Else they first agree on who can write.
+
+    Raises:
+        EngineError: a rank failed among ranks of several machines, where others wait for it in vain.
     """
-    try:
+    if not one_machine and ranks.num_ranks > 1:
         with ExitStack() as stack:
-            if one_machine or ranks.num_ranks == 1:
-                sink = stack.enter_context(open_target(target))
-                return WriteReceipt(tuple(copy_rows(sink, target.order, weights, ranks)))
             return WriteReceipt(tuple(_write_from_many_machines(target, weights, ranks, stack)))
+    try:
+        with open_target(target) as sink:
+            return WriteReceipt(tuple(copy_rows(sink, target.order, weights, ranks)))
     except (OSError, EngineError) as error:
         return WriteReceipt(error=f"rank {ranks.rank}: {error}")
 
