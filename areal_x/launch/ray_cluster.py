@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -81,6 +82,8 @@ class RayCluster:
         return sorted(nodes, key=lambda node: node.node_id != own)
 
     def _connect(self, config: ExperimentConfig, num_ranks: int) -> None:
+        if _is_connected():
+            return
         address = find_address(config.cluster.address)
         if address is None:
             # Numbers of CPUs are for Ray's books alone: more processes than cores are slower, but run.
@@ -90,8 +93,6 @@ class RayCluster:
         self._set({"RAY_USAGE_STATS_ENABLED": "0"})
         import ray
 
-        if ray.is_initialized():
-            return
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -99,11 +100,11 @@ class RayCluster:
         self._stack.callback(ray.shutdown)
 
     def _start_local(self, num_cpus: int) -> None:
+        self._stack.callback(_read_variables_again)
         self._set(_LOOPBACK_ONLY | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         import ray
 
-        if ray.is_initialized():
-            return
+        _read_variables_again()
         folder = tempfile.mkdtemp(prefix="areal_x-ray-")
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
@@ -126,6 +127,25 @@ class RayCluster:
             before = os.environ.get(name)
             os.environ[name] = value
             self._stack.callback(_restore, name, before)
+
+
+def _read_variables_again() -> None:
+    """Ray reads them once, when it is imported, and this process may have imported it before they were set."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _is_connected() -> bool:
+    """Whether this process belongs to a cluster already: an actor does, and a script may have connected itself."""
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def find_address(given: str | None) -> str | None:

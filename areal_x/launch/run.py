@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from areal_x.engine.placement import Placement
     from areal_x.rollout.finish_group import GroupFilter
 
-__all__ = ["COMMANDS", "Command", "placed", "run", "train"]
+__all__ = ["Command", "placed", "run", "train"]
 
 Command = Literal["train", "sft", "train-rm", "eval"]
-COMMANDS: dict[str, str] = {"train": "train", "sft": "sft", "train-rm": "train_rm", "eval": "evaluate"}
-"""Name of each command's function in ``trainer.main``."""
 
 
 def train(
@@ -57,16 +55,19 @@ def run(command: Command, config: ExperimentConfig, **objects: Any) -> int:
     Raises:
         ArealXError: as ``train``.
     """
+    from areal_x.trainer.main import INTERRUPTED, leave_at_once, run_session
+
     if config.cluster.kind == "ray" and config.cluster.driver_on_cluster:
         from areal_x.launch.ray_driver import run_on_cluster
 
         return run_on_cluster(command, config, objects)
     with placed(command, config) as placement:
-        from areal_x.trainer import main
         from areal_x.trainer.given import Given
 
-        status: int = getattr(main, COMMANDS[command])(config, Given(**objects, placement=placement))
-        return status
+        status = run_session(command, config, Given(**objects, placement=placement))
+    if status == INTERRUPTED:
+        leave_at_once()
+    return status
 
 
 @contextmanager

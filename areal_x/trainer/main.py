@@ -1,4 +1,4 @@
-"""What a configuration is used for by the command line: train, fine-tune, train a reward model, evaluate."""
+"""What a configuration is used for: train, fine-tune, train a reward model, evaluate. One session on one event loop."""
 
 from __future__ import annotations
 
@@ -17,41 +17,36 @@ from areal_x.trainer.given import Given
 from areal_x.trainer.reward_model_training import run_reward_training
 from areal_x.trainer.session import run_evaluation, run_supervised, run_training
 
-__all__ = ["evaluate", "sft", "train", "train_rm"]
+__all__ = ["INTERRUPTED", "SESSIONS", "first_cause", "leave_at_once", "run_session"]
 
 INTERRUPTED = 130
+SESSIONS: dict[str, Callable[[ExperimentConfig, Given], Coroutine[Any, Any, None]]] = {
+    "train": run_training,
+    "sft": run_supervised,
+    "train-rm": run_reward_training,
+    "eval": run_evaluation,
+}
+"""What each command runs."""
 
 
-def train(config: ExperimentConfig, given: Given | None = None) -> int:
-    """Warm start if asked, evaluate, train, evaluate, write the policy and the report. Returns the exit status."""
-    return _run(run_training(config, given or Given()))
+def run_session(command: str, config: ExperimentConfig, given: Given | None = None) -> int:
+    """Run one command on a fresh event loop (uvloop where it is installed). SIGTERM ends it as Ctrl-C does.
 
+    Returns:
+        The exit status: 0, or ``INTERRUPTED`` when all files are written and closed, though a training step may still
+        be in progress in its thread.
 
-def sft(config: ExperimentConfig, given: Given | None = None) -> int:
-    """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
-    return _run(run_supervised(config, given or Given()))
-
-
-def train_rm(config: ExperimentConfig, given: Given | None = None) -> int:
-    """Train a reward model on the pairs of ``preferences``; writes it with its tokenizer."""
-    return _run(run_reward_training(config, given or Given()))
-
-
-def evaluate(config: ExperimentConfig, given: Given | None = None) -> int:
-    """Measure ``model.path`` on the held-out items."""
-    return _run(run_evaluation(config, given or Given()))
-
-
-def _run(session: Coroutine[Any, Any, None]) -> int:
-    """Run one session on a fresh event loop (uvloop where it is installed). SIGTERM ends it as Ctrl-C does."""
+    Raises:
+        ArealXError: the run failed; its message has the cause.
+    """
     transformers_logging.disable_progress_bar()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_until_terminated(session))
+            runner.run(_until_terminated(SESSIONS[command](config, given or Given())))
     except KeyboardInterrupt:
-        _leave_at_once()
+        return INTERRUPTED
     except BaseExceptionGroup as group:
-        raise _first_cause(group) from None
+        raise first_cause(group) from None
     return 0
 
 
@@ -93,14 +88,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """The first error that is not a group: what a person wants to read."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def _leave_at_once() -> None:
+def leave_at_once() -> None:
     """Leave without waiting for a training step in progress: all files are written and closed by now."""
     print("areal-x: interrupted; everything reported so far is in the run's directory", file=sys.stderr)
     sys.stdout.flush()

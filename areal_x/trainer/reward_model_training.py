@@ -67,7 +67,7 @@ class RankedPreferences:
 
 
 async def run_reward_training(config: ExperimentConfig, given: Given) -> None:
-    """See ``main.train_rm``."""
+    """Train a reward model on the pairs of ``preferences``; writes it with its tokenizer."""
     thread = TrainerThread()
     preferences = await thread.call(load_preferences, config)
     with contextlib.ExitStack() as stack:

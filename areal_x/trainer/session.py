@@ -93,7 +93,7 @@ async def open_files(
 
 
 async def run_training(config: ExperimentConfig, given: Given) -> None:
-    """See ``main.train``."""
+    """Warm start if asked, evaluate, train, evaluate, write the policy and the report."""
     async with open_run(config, config.train.total_steps, given) as run, AsyncExitStack() as stack:
         thread = run.thread
         loop_models = await thread.call(read_reward_models, config)
@@ -185,7 +185,7 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
 
 
 async def run_supervised(config: ExperimentConfig, given: Given) -> None:
-    """See ``main.sft``."""
+    """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
     async with open_run(config, config.sft.steps, given) as run, AsyncExitStack() as stack:
         model_path = await run.thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await run.thread.call(roles.load_tokenizer, config, model_path)
@@ -203,7 +203,7 @@ async def supervise(run: Run, tokenizer: Any, train_engine: roles.PolicyEngine) 
 
 
 async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
-    """See ``main.evaluate``."""
+    """Measure ``model.path`` on the held-out items."""
     async with open_run(config, 0, given) as run, AsyncExitStack() as stack:
         if not run.data.held_out:
             raise DataError("there is nothing to evaluate on; set data.eval_path")

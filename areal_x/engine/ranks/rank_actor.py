@@ -10,6 +10,7 @@ import struct
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class RankActor:
         self._num_threads = num_threads
         # Before torch is imported, which reads it.
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
+        # Ranks of a node map one copy of a batch, which nobody writes to.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         self._log_path = log_to(log_path or _own_log(f"rank{rank}"))
         self._host: RankHost | None = None
         self._store: Any = None
