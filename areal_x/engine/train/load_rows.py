@@ -18,16 +18,23 @@ from areal_x.engine.train.sharding import local_rows
 __all__ = ["load_into", "materialise", "stored_tensors"]
 
 
-def materialise(root: torch.nn.Module, model: PreTrainedModel, device: torch.device) -> None:
+def materialise(
+    root: torch.nn.Module, model: PreTrainedModel, device: torch.device, compute_device: torch.device | None = None
+) -> None:
     """Give a module that was built on the meta device memory for its own rows, and compute its buffers.
 
     Weights hold anything afterwards: ``load_into`` comes next.
+
+    Args:
+        device: of the weights; ``compute_device``: of the buffers, where that is another one.
     """
     root.to_empty(device=device)
     persistent = model.state_dict().keys()
     for prefix, module in model.named_modules():
-        names = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)]
-        if any(name not in persistent for name in names):
+        buffers = list(module.named_buffers(recurse=False))
+        for name, buffer in buffers:
+            setattr(module, name, buffer.to(compute_device or device))
+        if any(f"{prefix}.{name}".lstrip(".") not in persistent for name, _ in buffers):
             model._init_weights(module)
 
 

@@ -6,6 +6,7 @@ has 8 bits: one of 0.02 has steps of 1e-4 about it, so an update at a learning r
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,11 @@ def load_policy(
         raise ConfigError(f"model.dtype: {config.dtype!r} is not known; use one of {', '.join(DTYPES)}")
     if isinstance(path, Path) and not (path / "config.json").is_file():
         raise ConfigError(f"model.path: {path} has no config.json; give a directory in Hugging Face format")
+    if config.dtype == "float64":
+        train = dataclasses.replace(train, mixed_precision="float32")
     device = resolve_device(config.device)
-    sharded = needs_sharding(ranks, train, device)
-    model = _read_model(path, config, empty=sharded)
+    by_rows = ranks.num_ranks > 1
+    model = _read_model(path, config, empty=by_rows)
     model.eval()
     check_heads(model.config, ranks.sequence_parallel)
     kernel = choose_kernel(model.config, device, torch.bfloat16 if computes_in_bfloat16(train, device) else model.dtype)
@@ -86,16 +89,17 @@ def load_policy(
         policy = PackedPolicy(model, train.logprob_chunk_tokens, kernel)
     except ValueError as error:
         raise ConfigError(f"model.path: {path} changes its logits in a way that is not known: {error}") from error
-    layers = decoder_layers(model) if sharded or train.gradient_checkpointing or train.compile else []
+    needs_layers = needs_sharding(ranks, train, device) or train.gradient_checkpointing or train.compile
+    layers = decoder_layers(model) if needs_layers else []
     if adapters:
         add_adapters(model, train.lora)
+    if not by_rows and not train.cpu_offload:
+        policy.to(device)
     shard_module(policy, layers, ranks, train, device, methods=PackedPolicy.METHODS)
-    if sharded:
-        materialise(policy, model, torch.device("cpu") if train.cpu_offload else device)
+    if by_rows:
+        materialise(policy, model, torch.device("cpu") if train.cpu_offload else device, device)
         load_into(model, path)
         start_adapters(model)
-    else:
-        policy.to(device)
     _check_packing(policy, str(path), train, device)
     apply_layer_options(model, layers, train, device)
     return policy

@@ -103,9 +103,10 @@ def _mesh_of_one(device: torch.device) -> DeviceMesh:
 
 
 def free_gathered(root: torch.nn.Module) -> None:
-    """Let go of weights that were gathered for a pass without a backward pass; later passes gather new values."""
+    """Let go of weights that were gathered for a pass without a backward pass, or one that failed half-way; later
+    passes gather new values."""
     if isinstance(root, FSDPModule):
-        root.reshard()
+        root.reset_iter_state()
 
 
 def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
