@@ -29,8 +29,8 @@ from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.servers.build import build_server_engine
 from areal_x.engine.servers.server_engine import ServerEngine
 from areal_x.engine.transfer.make_transport import make_transport
-from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.transfer.staging import LiveWeights
+from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.weights import StagedSync
 
 KEY_VARIABLE = "AREAL_X_BENCH_KEY"

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.train.sharding import local_rows
 from areal_x.engine.transfer.weight_rows import LocalWeight
-from areal_x.engine.transfer.write_rows import WriteReceipt, write_rows
+from areal_x.engine.transfer.write_rows import RowWriter, WriteReceipt
 from areal_x.engine.transfer.write_target import WriteTarget, open_target
 
 __all__ = ["Publisher", "named"]
@@ -69,14 +69,15 @@ class Publisher:
             rows, first_row = local_rows(tensor)
             yield LocalWeight(name, tuple(tensor.shape), tensor.dtype, first_row, rows)
 
-    def write_rows(self, target: WriteTarget, one_machine: bool) -> WriteReceipt:
-        if self.fault in ("rank 0 is far", "rank 1 is far"):
-            if int(self.fault[5]) == self.ranks.rank:
-                # It would be able to write, were this the target's machine.
+    def write_rows(self, target: WriteTarget | None, max_bytes: float) -> WriteReceipt:
+        if target is not None:
+            if self.fault == f"rank {self.ranks.rank} is far" or self.fault == "all are far":
+                # It would be able to write, were this its machine.
                 target = dataclasses.replace(target, machine="another")
-            return write_rows(target, self.local_weights, self.ranks, one_machine=False)
-        receipt = write_rows(target, self.local_weights, self.ranks, one_machine)
+            self.writer = RowWriter(target, self.local_weights, self.ranks)
+        receipt = self.writer.write(20_000 if self.fault and "far" in self.fault else max_bytes)
         if self.fault in ("once", "always") and self.ranks.rank == 1:
+            assert target is not None
             self._spoil(target)
         return receipt
 

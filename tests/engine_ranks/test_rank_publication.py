@@ -116,9 +116,9 @@ def test_a_broadcast_to_servers_is_what_the_ranks_hold(ranks: LocalRanks) -> Non
     transport.close()
 
 
-@pytest.mark.parametrize("far", ["rank 0 is far", "rank 1 is far"])
+@pytest.mark.parametrize("far", ["rank 0 is far", "rank 1 is far", "all are far"])
 @pytest.mark.parametrize("quantization", [None, "fp8_block"])
-def test_rows_of_ranks_on_other_machines_come_through_one_that_can_write(
+def test_rows_of_ranks_on_other_machines_come_in_buckets_and_the_driver_writes_them(
     ranks: LocalRanks, far: str, quantization: str | None
 ) -> None:
     transport = SharedMemoryTransport(TensorLayout(named(0), quantization=quantization))
@@ -134,9 +134,7 @@ def test_a_byte_that_changed_is_found_and_the_version_is_written_again(ranks: Lo
         stage(ranks, staging, 1)
         stage(ranks, staging, 2, "once")
         assert staging.version == 2 and read(staging) == digests(named(2))  # type: ignore[operator]
-        with pytest.raises(
-            WrongWeightsError, match=r"down_proj\.weight' of version 3: rows 20 to 40 are not"
-        ):
+        with pytest.raises(WrongWeightsError, match=r"down_proj\.weight' of version 3: rows 20 to 40 are not"):
             stage(ranks, staging, 3, "always")
         assert staging.version == 2 and read(staging) == digests(named(2))  # type: ignore[operator]
         stage(ranks, staging, 4)

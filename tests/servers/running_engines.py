@@ -89,7 +89,9 @@ async def start_running(
             weights=weights,
             seed=SEED,
         )
-        running = Running(kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), weights, [engine]), weights, log_dir)
+        running = Running(
+            kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), weights, [engine]), weights, log_dir
+        )
     else:
         config = ServerConfig(**({"stream_interval": 16} | server))
         running = make_server_running(kind, policy, log_dir, config, kv_on_update=kv_on_update)
@@ -129,4 +131,6 @@ def make_server_running(
     )
     model = ModelConfig(path=str(policy.path), device=DEVICE)
     engine = build_server_engine(model, config, str(policy.path), log_dir=log_dir, seed=SEED, transport=staging)
-    return Running(kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), staging, [engine]), staging, log_dir)
+    return Running(
+        kind, engine, policy, StagedSync(LiveWeights(policy.named_weights), staging, [engine]), staging, log_dir
+    )

@@ -15,7 +15,7 @@ from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.transfer.lora import AdapterFacts
-from areal_x.engine.transfer.write_rows import WriteReceipt, write_rows
+from areal_x.engine.transfer.write_rows import RowWriter, WriteReceipt
 from areal_x.engine.transfer.write_target import WriteTarget
 
 __all__ = ["RankPolicy", "make_policy"]
@@ -60,9 +60,12 @@ class RankPolicy(FSDPEngine):
                 break
         return gathered
 
-    def write_rows(self, target: WriteTarget, one_machine: bool) -> WriteReceipt:
-        """Copy this rank's rows of all weights to where engines read them; see ``transfer/write_rows.py``."""
-        return write_rows(target, self.local_weights, self._ranks, one_machine)
+    def write_rows(self, target: WriteTarget | None, max_bytes: float) -> WriteReceipt:
+        """Copy this rank's rows to where engines read them: the first weights to ``target``, or, with ``None``, the
+        next; see ``RowWriter``."""
+        if target is not None:
+            self._writer = RowWriter(target, self.local_weights, self._ranks)
+        return self._writer.write(max_bytes)
 
     @property
     def _is_first(self) -> bool:

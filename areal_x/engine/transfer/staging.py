@@ -8,6 +8,7 @@ A source is the trainer in this process (``LiveWeights``) or ranks of which each
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,25 +17,27 @@ from dataclasses import dataclass
 import torch
 
 from areal_x.api.errors import EngineError
-from areal_x.engine.ranks.rank_context import RankContext
+from areal_x.engine.ranks.rank_context import ONE_RANK
 from areal_x.engine.ranks.rank_group import RankGroup
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.samples import sample_sums
 from areal_x.engine.transfer.shared_buffers import TensorSpec
 from areal_x.engine.transfer.weight_rows import (
     LocalWeight,
+    RowCopier,
     Sink,
     ViewSink,
     WriteOrder,
     WrittenRows,
-    copy_rows,
     num_rows,
 )
+from areal_x.engine.transfer.write_rows import WriteReceipt
 from areal_x.engine.transfer.write_target import WriteTarget, open_target
 
 __all__ = ["LiveWeights", "OpenWrite", "RankWeights", "Staging", "WeightSource", "WrongWeightsError", "check_written"]
 
 _ATTEMPTS = 2
+_BUCKET_BYTES = 64 * 2**20
 
 
 class WrongWeightsError(EngineError):
@@ -89,8 +92,12 @@ class LiveWeights(WeightSource):
 
     def copy_into(self, write: OpenWrite) -> list[WrittenRows]:
         """See ``WeightSource.copy_into``."""
+        copier = RowCopier(write.order, self._local_weights, ONE_RANK)
         with ExitStack() as stack:
-            return copy_rows(write.open(stack), write.order, self._local_weights, RankContext())
+            written, _ = copier.copy(write.open(stack))
+        if copier.error is not None:
+            raise copier.error
+        return written
 
     def _local_weights(self) -> Iterator[LocalWeight]:
         for name, weight in self.named_weights():
@@ -103,7 +110,8 @@ class RankWeights(WeightSource):
 
     Args:
         group: the ranks.
-        role: has ``write_rows(target, one_machine) -> WriteReceipt``, see ``transfer/write_rows.py``.
+        role: has ``write_rows(target, max_bytes) -> WriteReceipt``: with a target, it makes a ``RowWriter`` and has it
+            write; with ``None``, it has the same one go on.
     """
 
     is_here = False
@@ -116,11 +124,35 @@ class RankWeights(WeightSource):
         """See ``WeightSource.copy_into``. Blocks until all ranks have written."""
         if write.target is None:
             raise EngineError("ranks cannot write where these weights are staged, which is this process's own memory")
-        receipts = self._group.call(self._role, "write_rows", write.target, self._group.same_host)
-        for receipt in receipts:
-            if receipt.error is not None:
-                raise EngineError(f"new weights could not be written: {receipt.error}")
-        return [rows for receipt in receipts for rows in receipt.written]
+        max_bytes = math.inf if self._group.same_host else _BUCKET_BYTES
+        written: list[WrittenRows] = []
+        errors: list[str] = []
+        target: WriteTarget | None = write.target
+        has_more = True
+        while has_more:
+            receipts: list[WriteReceipt] = self._group.call(self._role, "write_rows", target, max_bytes)
+            target = None
+            for receipt in receipts:
+                _write_sent(receipt, write)
+                written += receipt.written
+                errors += [] if receipt.error is None else [receipt.error]
+            has_more = any(receipt.has_more for receipt in receipts)
+        if errors:
+            raise EngineError(f"new weights could not be written: {errors[0]}")
+        return written
+
+
+def _write_sent(receipt: WriteReceipt, write: OpenWrite) -> None:
+    if not receipt.sent:
+        return
+    specs = {spec.name: spec for spec in write.order.specs}
+    with ExitStack() as stack:
+        sink = write.open(stack)
+        for rows in receipt.sent:
+            spec = specs[rows.name]
+            # What came by shared memory may be read-only, which torch warns of.
+            values = torch.frombuffer(bytearray(rows.data), dtype=torch.uint8).view(spec.dtype)
+            sink.put(spec, rows.first_row, values.view(-1, *spec.shape[1:]))
 
 
 class Staging(ABC):

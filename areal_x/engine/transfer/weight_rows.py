@@ -25,13 +25,12 @@ from areal_x.engine.transfer.shared_buffers import TensorSpec
 __all__ = [
     "LocalWeight",
     "Ranks",
+    "RowCopier",
     "Sink",
     "ViewSink",
     "WriteOrder",
     "WrittenRows",
-    "copy_rows",
     "num_rows",
-    "owned_part",
     "part_of",
 ]
 
@@ -133,96 +132,106 @@ def num_rows(shape: Sequence[int]) -> int:
     return shape[0] if shape else 1
 
 
-def part_of(total: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    """First row and number of rows of a rank's part of ``total`` rows that are sharded (as ``torch.chunk`` cuts)."""
-    size = -(-total // num_ranks)
-    first = min(rank * size, total)
-    return first, min(first + size, total) - first
-
-
-def owned_part(weight: LocalWeight, rank: int, num_ranks: int, owner: int = 0) -> tuple[int, int]:
-    """First row and number of rows of ``weight`` that ``rank`` has to write, as every rank sees it.
-
-    Args:
-        weight: as the asking rank holds it.
-        owner: the rank that writes weights that all ranks hold whole.
-    """
-    total = num_rows(weight.shape)
-    of_first = part_of(total, 0, num_ranks)
-    # So few rows that the first rank's part is all of them look the same whether they are sharded or not.
-    is_everywhere = num_rows(weight.rows.shape) == total and of_first[1] < total
-    if is_everywhere:
-        return (0, total) if rank == owner else (0, 0)
-    return part_of(total, rank, num_ranks)
-
-
-def copy_rows(
-    sink: Sink,
-    order: WriteOrder,
-    weights: Callable[[], Iterable[LocalWeight]],
-    ranks: Ranks,
-    owner: int = 0,
-    after_each: Callable[[LocalWeight], None] = lambda weight: None,
-) -> list[WrittenRows]:
-    """Write this rank's rows of all weights. Every rank calls it with the same order.
-
-    Args:
-        weights: the live weights, the same names in the same order on each rank; one is held at a time. Asked for
-            twice where weights are quantized.
-        owner: the rank that writes the weights that all ranks hold.
-        after_each: called with each weight when its rows are written.
+def part_of(weight: LocalWeight, ranks: Ranks) -> tuple[int, int]:
+    """First row and number of rows of ``weight`` that this rank has to write: of a weight that all ranks hold whole,
+    only the first does.
 
     Raises:
-        EngineError: a weight is none of the order's or has another shape, or is not finite where it is quantized.
+        EngineError: it does not hold them.
     """
-    specs = {spec.name: spec for spec in order.specs}
-    scales = _shared_scales(order.quantization, weights, ranks) if order.quantization else {}
-    written: list[tuple[str, int, int]] = []
-    samples: list[torch.Tensor] = []
-    for weight in weights():
-        _check(weight, specs, ranks, owner)
-        if owned_part(weight, ranks.rank, ranks.num_ranks, owner)[1] and weight.rows.numel():
-            served = _served(weight, scales.get(weight.name), order.quantization, ranks.rank == owner)
-            for name, first_row, rows in served:
-                sink.put(specs[name], first_row, rows)
-                written.append((name, first_row, num_rows(rows.shape)))
-                samples.append(sample(name, order.version, rows, specs[name].dtype))
-        after_each(weight)
-    sums = sample_sums(samples)
-    return [WrittenRows(*rows, found) for rows, found in zip(written, sums, strict=True)]
-
-
-def _check(weight: LocalWeight, specs: Mapping[str, TensorSpec], ranks: Ranks, owner: int) -> None:
-    spec = specs.get(weight.name)
-    if spec is None:
-        raise EngineError(f"weight {weight.name!r} is not part of what engines get")
-    if spec.shape != tuple(weight.shape):
-        raise EngineError(f"weight {weight.name!r} has shape {tuple(weight.shape)}, engines expect {spec.shape}")
-    part = owned_part(weight, ranks.rank, ranks.num_ranks, owner)
-    held = (weight.first_row, num_rows(weight.rows.shape))
+    total, held = num_rows(weight.shape), (weight.first_row, num_rows(weight.rows.shape))
+    size = -(-total // ranks.num_ranks)
+    if held == (0, total) and size < total and ranks.num_ranks > 1:
+        return (0, total if ranks.rank == 0 else 0)
+    first = min(ranks.rank * size, total)
+    part = (first, min(size, total - first))
     if part[1] and part != held:
         raise EngineError(
             f"rank {ranks.rank} of {ranks.num_ranks} holds {held[1]} rows of weight {weight.name!r} from row {held[0]} "
             f"on; its part is {part[1]} from row {part[0]} on"
         )
+    return part
 
 
-def _served(
-    weight: LocalWeight, scales: torch.Tensor | None, quantization: str | None, writes_scales: bool
-) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """Name, first row and rows of what a weight becomes."""
-    if scales is None or quantization is None:
-        yield weight.name, weight.first_row, weight.rows
-        return
-    yield weight.name, weight.first_row, cast_rows(weight.rows, weight.first_row, scales)
-    if writes_scales:
-        yield scale_name(weight.name, quantization), 0, scales
+class RowCopier:
+    """Copies this rank's rows of all weights, some at a time. Every rank makes one of the same order, and has it copy
+    as often and as much: weights may come out of computations that all ranks take part in.
+
+    An error is kept and the weights are still gone through, so that no other rank waits for this one in vain.
+
+    Args:
+        weights: the live weights, the same names in the same order on each rank; one is held at a time. Asked for
+            twice where weights are quantized.
+    """
+
+    def __init__(self, order: WriteOrder, weights: Callable[[], Iterable[LocalWeight]], ranks: Ranks) -> None:
+        self._order = order
+        self._specs = {spec.name: spec for spec in order.specs}
+        self._ranks = ranks
+        self.error: Exception | None = None
+        self._scales: dict[str, torch.Tensor] = {}
+        if order.quantization is not None:
+            largest = _shared_maxima(order.quantization, weights, ranks)
+            try:
+                self._scales = {name: scales_of(name, found) for name, found in largest.items()}
+            except EngineError as error:
+                self.error = error
+        self._weights = iter(weights())
+
+    def copy(self, sink: Sink, max_bytes: float = math.inf) -> tuple[list[WrittenRows], bool]:
+        """Write rows of the next weights; what was written, and whether there are more weights.
+
+        Args:
+            sink: where they go.
+            max_bytes: of whole weights that one call goes through, but for one that alone has more.
+        """
+        written: list[tuple[str, int, int]] = []
+        samples: list[torch.Tensor] = []
+        num_bytes = 0
+        has_more = False
+        for weight in self._weights:
+            num_bytes += math.prod(weight.shape) * weight.dtype.itemsize
+            try:
+                if self.error is None:
+                    self._copy_one(weight, sink, written, samples)
+            except (OSError, EngineError) as error:
+                self.error = error
+            has_more = num_bytes >= max_bytes
+            if has_more:
+                break
+        sums = sample_sums(samples)
+        return [WrittenRows(*rows, found) for rows, found in zip(written, sums, strict=True)], has_more
+
+    def _copy_one(
+        self, weight: LocalWeight, sink: Sink, written: list[tuple[str, int, int]], samples: list[torch.Tensor]
+    ) -> None:
+        spec = self._specs.get(weight.name)
+        if spec is None:
+            raise EngineError(f"weight {weight.name!r} is not part of what engines get")
+        if spec.shape != tuple(weight.shape):
+            raise EngineError(f"weight {weight.name!r} has shape {tuple(weight.shape)}, engines expect {spec.shape}")
+        if not part_of(weight, self._ranks)[1] or not weight.rows.numel():
+            return
+        for name, first_row, rows in self._served(weight):
+            sink.put(self._specs[name], first_row, rows)
+            written.append((name, first_row, num_rows(rows.shape)))
+            samples.append(sample(name, self._order.version, rows, self._specs[name].dtype))
+
+    def _served(self, weight: LocalWeight) -> Iterator[tuple[str, int, torch.Tensor]]:
+        """Name, first row and rows of what a weight becomes."""
+        scales = self._scales.get(weight.name)
+        if scales is None or self._order.quantization is None:
+            yield weight.name, weight.first_row, weight.rows
+            return
+        yield weight.name, weight.first_row, cast_rows(weight.rows, weight.first_row, scales)
+        if self._ranks.rank == 0:
+            yield scale_name(weight.name, self._order.quantization), 0, scales
 
 
-def _shared_scales(
+def _shared_maxima(
     quantization: str, weights: Callable[[], Iterable[LocalWeight]], ranks: Ranks
 ) -> dict[str, torch.Tensor]:
-    """Scales of each linear layer, the same on every rank."""
+    """What the scales of each linear layer are made of, the same on every rank."""
     names, largest = [], []
     for weight in weights():
         if not is_linear(weight.name, weight.shape):
@@ -239,6 +248,4 @@ def _shared_scales(
     # A maximum over ranks may pass over what is no number, but not over infinity, which is refused all the same.
     flat = ranks.max(torch.where(torch.isfinite(flat), flat, math.inf))
     parts = flat.split([found.numel() for found in largest])
-    return {
-        name: scales_of(name, part.view(found.shape)) for name, part, found in zip(names, parts, largest, strict=True)
-    }
+    return {name: part.view(found.shape) for name, part, found in zip(names, parts, largest, strict=True)}
