@@ -27,6 +27,15 @@ from areal_x.engine.reward_model.rendering import Messages, conversation_text
 __all__ = ["Conversation", "ConversationRenderer"]
 
 Indices = npt.NDArray[np.int64]
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 _PROBES = ("areal-x-question", "areal-x-answer")
 
 
@@ -58,6 +67,9 @@ class ConversationRenderer:
         self._files = files
         limits = [limit for limit in (config.max_length, files.max_positions) if limit is not None]
         self._max_tokens = min(limits)
+        # Without a vocabulary transformers makes an empty tokenizer, which drops all text.
+        if not trust_remote_code and not any((files.folder / name).is_file() for name in _VOCABULARIES):
+            raise ConfigError(f"{key}.path={files.folder}: there is no tokenizer beside the model (tokenizer.json)")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
@@ -68,15 +80,16 @@ class ConversationRenderer:
         if config.chat_template:
             self._check_template()
 
-    def render(self, prompt: str | Messages, completion: str) -> Conversation:
-        """The ids of one conversation, its end included.
+    def render(self, prompt: str | Messages, completion: str | Messages) -> Conversation:
+        """The ids of one conversation, its end included. Of several messages, the last one's steps are scored.
 
         Raises:
             RewardError: it cannot be rendered, or is too long to be scored.
         """
         try:
             text = conversation_text(self._tokenizer, prompt, completion, self._config.chat_template)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            answer = completion if isinstance(completion, str) else str(completion[-1]["content"])
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
             raise RewardError(f"{self._key}: the conversation cannot be rendered: {error}") from error
         needs_places = self._files.head == "token"
         encoded = self._tokenizer(
@@ -92,7 +105,7 @@ class ConversationRenderer:
             raise RewardError(f"{self._key}: the conversation is empty")
         if needs_places:
             ends = np.asarray([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
-            return Conversation(ids, self._step_positions(text, completion, ends))
+            return Conversation(ids, self._step_positions(text, answer, ends))
         kept = np.flatnonzero(ids != self._pad)
         return Conversation(ids, np.array([kept[-1] if len(kept) else len(ids) - 1], dtype=np.int64))
 

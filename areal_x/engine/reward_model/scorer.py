@@ -9,6 +9,7 @@ Scores do not depend on where the weights were before: offloaded and kept models
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,9 @@ class RewardModelScorer:
             mine = deal_sequences(laid, wanted, self._ranks.num_ranks)[self._ranks.rank]
             budget = self._config.micro_batch_tokens
             plan = plan_micro_batches(laid, wanted, budget, sequences=mine, device=self._device) if len(mine) else []
+            num_tokens = sum(micro_batch.num_rows for micro_batch in plan)
+            if self._device.type == "cpu":
+                plan = [_pad_rows(micro_batch) for micro_batch in plan]
             started = time.perf_counter()
             self._home.wait()
             load_seconds = time.perf_counter() - started
@@ -125,7 +129,7 @@ class RewardModelScorer:
         places = [micro_batch.positions for micro_batch in reversed(plan)]
         targets = torch.cat(places).cpu().numpy() if places else np.zeros(0, dtype=np.int64)
         index = np.searchsorted(np.flatnonzero(wanted), targets)
-        return PartScores(index, values, load_seconds, sum(micro_batch.num_rows for micro_batch in plan))
+        return PartScores(index, values, load_seconds, num_tokens)
 
     def _score(self, micro_batch: MicroBatch, deadline: float) -> torch.Tensor:
         """Scores [M], float32, at the rows of a micro-batch."""
@@ -196,6 +200,24 @@ def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Ten
     return hidden
 
 
+def _pad_rows(micro_batch: MicroBatch) -> MicroBatch:
+    """Round the rows up, by a sixteenth at most: oneDNN keeps a kernel for each number of rows that it ever meets, and
+    over a run that would be more memory than the weights give back. The added rows take some other row's attention,
+    and nothing reads them."""
+    rows = micro_batch.num_rows
+    step = max(16, 1 << max(0, rows.bit_length() - 5))
+    added = (0, -rows % step)
+    if not added[1]:
+        return micro_batch
+    plan, pad = micro_batch.attention, torch.nn.functional.pad
+    return replace(
+        micro_batch,
+        input_ids=pad(micro_batch.input_ids, added),
+        position_ids=pad(micro_batch.position_ids, added),
+        attention=replace(plan, owners=pad(plan.owners, added), in_order=False),
+    )
+
+
 @torch.inference_mode()
 def _check_packing(model: PreTrainedModel, place: str, device: torch.device, vocabulary: int) -> None:
     """Compare three short sequences packed, two of which share a prefix, with the model's own forward pass.
@@ -216,7 +238,8 @@ def _check_packing(model: PreTrainedModel, place: str, device: torch.device, voc
     if not torch.allclose(_head(model)(torch.stack(alone)).squeeze(-1), torch.stack(own_scores), atol=1e-2, rtol=1e-2):
         raise ConfigError(f"{place}: its score is not its head on the last hidden state; it is not supported")
     model.set_attn_implementation(PACKED_ATTENTION)
-    use_onednn_linear(model)
+    # The head's few rows differ from batch to batch: oneDNN would keep a kernel for each number of them.
+    use_onednn_linear(model.base_model)
     use_fused_norms(model)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
     batch = ScoringBatch(
