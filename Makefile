@@ -8,7 +8,7 @@ STAMPS := $(VENV)/stamps
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test test-servers test-gpu bench soak lint vllm-cpu sglang-cpu sglang-gpu clean
+.PHONY: help quickstart test test-servers test-gpu bench bench-gpu soak lint vllm-cpu sglang-cpu sglang-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -72,6 +72,9 @@ soak: $(STAMPS)/dev vllm-cpu sglang-cpu ## the long proofs; their figures go to 
 
 bench: $(STAMPS)/bench vllm-cpu sglang-cpu ## all benchmarks; each prints its figure, the bound and the baseline
 	$(BIN)/python benchmarks/run_all.py
+
+bench-gpu: $(STAMPS)/dev ## the benchmarks of a GPU, at the shape of Qwen2.5-1.5B; the page is named after the machine
+	$(BIN)/python benchmarks/bench_gpu.py
 
 clean: ## remove the environment, caches and builds; runs and the environments of servers are kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

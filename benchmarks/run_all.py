@@ -23,6 +23,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "trl", "numpy", "uvloop")
 LOAD_SECONDS = 3.0
+APART = ("bench_gpu",)
+"""Benchmarks of a target of their own: `make bench-gpu` needs a GPU, and writes its own page."""
 
 
 @dataclass
@@ -111,7 +113,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="parts of names, such as engine")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks" / "results.md")
     options = parser.parse_args()
-    scripts = sorted(HERE.glob("bench_*.py"))
+    scripts = sorted(script for script in HERE.glob("bench_*.py") if script.stem not in APART)
     if options.only:
         scripts = [script for script in scripts if any(name in script.stem for name in options.only)]
     if not scripts:
