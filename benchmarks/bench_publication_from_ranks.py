@@ -103,8 +103,10 @@ async def measure(rounds: int) -> dict[str, Any]:
                 ranks.call("policy", "change")
                 row[f"stage_{name}"], row[name] = await busy_publish(served)
             order, version = two.transport.load_order(), two.version
-            row["bare_one"] = await bare_update(clients[:1], order, version)
-            row["bare_two"] = await bare_update(clients, order, version)
+            await asyncio.sleep(1.0)  # What was in flight has ended.
+            bare = [("bare_one", clients[:1]), ("bare_two", clients)]
+            for name, told in bare if number % 2 else reversed(bare):
+                row[name] = await bare_update(told, order, version)
             row["samples"] = seconds_of_samples(one)
             if number > 1:  # The first rounds warm all.
                 note(**row)

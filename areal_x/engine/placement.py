@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from areal_x.engine.ranks.rank_group import RankGroup
     from areal_x.engine.servers.server_host import ServerHost
 
-__all__ = ["LocalPlacement", "Placement", "has_gpu"]
+__all__ = ["LOOPBACK", "LocalPlacement", "Placement", "has_gpu"]
+
+LOOPBACK = "127.0.0.1"
 
 
 class Placement(Protocol):
@@ -37,6 +39,11 @@ class Placement(Protocol):
 
     def server_hosts(self, count: int) -> Sequence[ServerHost] | None:
         """Where each of ``count`` inference servers is started; ``None``: all of them here."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Of this machine, as all servers reach it; loopback when all of them are started here."""
         ...
 
 
@@ -63,6 +70,11 @@ class LocalPlacement:
     def server_hosts(self, count: int) -> Sequence[ServerHost] | None:
         """See ``Placement``."""
         return None
+
+    @property
+    def address(self) -> str:
+        """See ``Placement``."""
+        return LOOPBACK
 
 
 def has_gpu(model_device: str) -> bool:

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from areal_x.api.errors import ConfigError
 from areal_x.api.train_config import TrainConfig
+from areal_x.engine.placement import LOOPBACK
 from areal_x.engine.ranks.ray_ranks import RankBundle, RayRanks
 from areal_x.engine.servers.ray_host import RayServerHost
 from areal_x.launch.cluster_plan import Plan
@@ -90,6 +91,12 @@ class RayPlacement:
         ]
         self._hosts += hosts
         return hosts
+
+    @property
+    def address(self) -> str:
+        """See ``Placement``."""
+        all_here = all(node.node_id == self._driver_node for node in self._plan.server_nodes)
+        return LOOPBACK if all_here else str(ray.util.get_node_ip_address())
 
     def _remove(self) -> None:
         if self._group is not None:

@@ -18,9 +18,10 @@ import torch
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
+from areal_x.api.errors import ConfigError
 from areal_x.api.server_checks import SERVER_ENGINES, check_way, server_gpus
 from areal_x.engine.inference.embedded import EmbeddedEngine
-from areal_x.engine.placement import LocalPlacement, Placement
+from areal_x.engine.placement import LOOPBACK, LocalPlacement, Placement
 from areal_x.engine.reward_model.scorer import resolve_dtype
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.engine.transfer.cuda_ipc import CudaIpcTransport
@@ -91,12 +92,24 @@ def check_reward_model_memory(
 
 
 def stage_weights(
-    config: ExperimentConfig, train_engine: PolicyEngine, model_path: str, run_dir: Path, stack: AsyncExitStack
+    config: ExperimentConfig,
+    train_engine: PolicyEngine,
+    model_path: str,
+    run_dir: Path,
+    stack: AsyncExitStack,
+    placement: Placement | None = None,
 ) -> SharedWeights | WeightTransport:
-    """Room for the weights that the inference engine takes, of the type it computes in; freed with ``stack``."""
+    """Room for the weights that the inference engine takes, of the type it computes in; freed with ``stack``.
+
+    Args:
+        placement: where servers are started. Default: here.
+
+    Raises:
+        ConfigError: the way of the weights does not reach all servers.
+    """
     staging: SharedWeights | WeightTransport
     if config.rollout.engine in SERVER_ENGINES:
-        staging = _transport(config, train_engine, model_path, run_dir)
+        staging = _transport(config, train_engine, model_path, run_dir, (placement or LocalPlacement()).address)
     else:
         staging = SharedWeights.of_layout(_layout(train_engine))
     stack.callback(staging.close)
@@ -110,16 +123,13 @@ def _layout(train_engine: PolicyEngine, quantization: str | None = None) -> Tens
     return TensorLayout.of_specs(specs, quantization=quantization)
 
 
-def _transport(config: ExperimentConfig, train_engine: PolicyEngine, model_path: str, run_dir: Path) -> WeightTransport:
-    from areal_x.engine.transfer.make_transport import choose_way, transport_of_layout
+def _transport(
+    config: ExperimentConfig, train_engine: PolicyEngine, model_path: str, run_dir: Path, address: str
+) -> WeightTransport:
+    from areal_x.engine.transfer.make_transport import transport_of_layout
 
-    rollout, server = config.rollout, config.rollout.server
-    facts = train_engine.facts
-    starts, on_cpu = not rollout.base_urls, facts.device == "cpu"
-    way = server.weights
-    if way == "auto":
-        way = choose_way(rollout.engine, on_cpu, starts, rollout.colocated, server.num_servers, config.train.num_ranks)
-    check_way(rollout, way, on_cpu)
+    server, facts = config.rollout.server, train_engine.facts
+    way = _way(config, train_engine, address)
     if way == "lora":
         from areal_x.engine.transfer.lora import LoraTransport
 
@@ -133,13 +143,46 @@ def _transport(config: ExperimentConfig, train_engine: PolicyEngine, model_path:
         way,
         _layout(train_engine, server.quantization),
         device=torch.device(facts.device),
-        engine=rollout.engine,
+        engine=config.rollout.engine,
         num_ranks_per_server=server.tensor_parallel,
         directory=run_dir / "weights",
         timeout_seconds=server.update_timeout_seconds,
         model_path=model_path,
         from_ranks=isinstance(train_engine, RankedTrainEngine),
+        address=address,
     )
+
+
+def _way(config: ExperimentConfig, train_engine: PolicyEngine, address: str) -> str:
+    """``rollout.server.weights``, or what its ``auto`` stands for; checked."""
+    from areal_x.engine.transfer.make_transport import choose_way
+
+    rollout, way = config.rollout, config.rollout.server.weights
+    on_cpu = train_engine.facts.device == "cpu"
+    # Ranks have their GPUs, but what this process stages it sends by itself.
+    cannot_send = not on_cpu and not torch.cuda.is_available()
+    if way == "auto":
+        way = choose_way(
+            rollout.engine,
+            on_cpu or cannot_send,
+            not rollout.base_urls,
+            rollout.colocated,
+            rollout.server.num_servers,
+            from_ranks=isinstance(train_engine, RankedTrainEngine),
+            one_machine=address == LOOPBACK,
+        )
+    check_way(rollout, way, on_cpu)
+    if way == "nccl" and cannot_send:
+        raise ConfigError(
+            "rollout.server.weights=nccl: the run's own process sends the weights and sees no GPU; use auto, or start "
+            "the run on a machine that has one"
+        )
+    if way == "shared_memory" and address != LOOPBACK:
+        raise ConfigError(
+            "rollout.server.weights=shared_memory: it reaches servers of this machine, and the cluster has them on "
+            "others, too; use auto, or disk with a folder that all see"
+        )
+    return way
 
 
 def needs_first_weights(config: ExperimentConfig) -> bool:

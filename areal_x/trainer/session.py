@@ -118,7 +118,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         )
         ranks = await stack.enter_async_context(open_ranks(config, given.placement, run.directory, thread))
         train_engine = await thread.call(roles.make_train_engine, config, model_path, ranks)
-        staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
+        staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack, given.placement)
         engines.check_device_budget(config, train_engine, staging)
         engines.check_reward_model_memory(config, train_engine, loop_models)
         reward_models = await load_reward_models(run, loop_models, reward, ranks)

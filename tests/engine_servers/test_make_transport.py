@@ -11,7 +11,8 @@ from transport_weights import weights
 from areal_x.api.config import RolloutConfig, ServerConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.server_checks import check_way
-from areal_x.engine.transfer.make_transport import choose_way, make_transport
+from areal_x.engine.transfer.layout import TensorLayout
+from areal_x.engine.transfer.make_transport import choose_way, make_transport, transport_of_layout
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -36,6 +37,42 @@ def test_auto_chooses_a_way_that_is_allowed(
     urls = [] if starts else ["http://10.0.0.7:8000"]
     server = ServerConfig(num_servers=num_servers)
     check_way(RolloutConfig(engine, base_urls=urls, colocated=colocated, server=server), way, on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "colocated", "expected"), [(True, False, "gloo"), (False, False, "nccl"), (True, True, "gloo")]
+)
+def test_auto_reaches_servers_of_other_machines(on_cpu: bool, colocated: bool, expected: str) -> None:
+    assert choose_way("vllm", on_cpu, True, colocated, 2, from_ranks=True, one_machine=False) == expected
+
+
+def test_weights_of_ranks_are_staged_where_ranks_can_write(tmp_path: Path) -> None:
+    assert choose_way("vllm", False, True, True, 1, from_ranks=True) == "shared_memory"
+    for way, engine in (("shared_memory", "vllm"), ("shared_memory", "sglang"), ("gloo", "vllm"), ("disk", "vllm")):
+        transport = transport_of_layout(
+            way,
+            TensorLayout(weights(0), torch.bfloat16),
+            device=torch.device("cpu"),
+            engine=engine,
+            directory=tmp_path / "w",
+            timeout_seconds=5.0,
+            from_ranks=True,
+        )
+        write = transport.begin(1)
+        assert write.target is not None and all(Path(path).exists() for path in write.target.paths)
+        transport.abandon(write)
+        assert transport.version is None
+        transport.close()
+    with pytest.raises(ConfigError, match=r"weights=cuda_ipc: .* those of ranks; use shared_memory"):
+        transport_of_layout(
+            "cuda_ipc",
+            TensorLayout(weights(0)),
+            device=torch.device("cuda"),
+            engine="vllm",
+            directory=tmp_path,
+            timeout_seconds=5.0,
+            from_ranks=True,
+        )
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,28 @@ def test_only_loopback_listens() -> None:
     transport.close()
 
 
+def test_the_address_that_servers_reach_is_the_only_one_that_listens() -> None:
+    """As for servers of other machines: here, another address of this one."""
+    transport = GlooTransport(
+        TensorLayout(weights(0)),
+        num_ranks_per_server=1,
+        timeout_seconds=20,
+        device=torch.device("cpu"),
+        host="127.0.0.2",
+    )
+    before = {connection.laddr for connection in psutil.Process().net_connections() if connection.status == "LISTEN"}
+    with Receiver() as receiver:
+        (order,) = transport.join_orders(1)
+        listening = {found.laddr for found in psutil.Process().net_connections() if found.status == "LISTEN"} - before
+        assert {address.ip for address in listening} == {"127.0.0.2"} and order["join"]["host"] == "127.0.0.2"
+        receiver.tell(order)
+        transport.join()
+        assert receiver.answer() == "joined"
+        transport.write(1, weights(1))
+        assert publish(transport, [receiver]) == [digests(weights(1))]
+    transport.close()
+
+
 def test_ranks_leave_room_for_each_servers_workers() -> None:
     transport = GlooTransport(
         TensorLayout(weights(0)), num_ranks_per_server=2, timeout_seconds=5, device=torch.device("cpu")

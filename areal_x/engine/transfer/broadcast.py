@@ -21,7 +21,6 @@ from areal_x.engine.transfer.transport import Order, WeightTransport
 
 __all__ = ["BroadcastTransport", "GlooTransport", "NcclTransport"]
 
-_HOST = "127.0.0.1"
 _GROUP = "areal_x"
 
 
@@ -36,6 +35,8 @@ class BroadcastTransport(WeightTransport):
         num_ranks_per_server: workers of one server.
         timeout_seconds: for joining, and for each bucket.
         device: that tensors are sent from.
+        host: this machine's address as servers reach it. Whoever reaches it could join, so it is loopback unless
+            servers run on other machines.
         bucket_bytes: size of a bucket.
         on_host: stage in this machine's memory, where ranks can write; else on ``device``.
     """
@@ -52,10 +53,12 @@ class BroadcastTransport(WeightTransport):
         device: torch.device,
         bucket_bytes: int | None = None,
         on_host: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
         super().__init__(layout)
         self._num_ranks = num_ranks_per_server
         self._timeout = timeout_seconds
+        self._host = host
         self._specs = packed_order(layout.specs)
         self._buckets = split_buckets(self._specs, bucket_bytes or self.default_bucket_bytes)
         self._device = device
@@ -103,13 +106,13 @@ class BroadcastTransport(WeightTransport):
             self._lock.release()
 
     def join_orders(self, num_servers: int) -> list[Order]:
-        """See ``WeightTransport.join_orders``. Each call is a new group, with a port of its own on loopback."""
+        """See ``WeightTransport.join_orders``. Each call is a new group, with a port of its own."""
         self._leave()
         world_size = 1 + num_servers * self._num_ranks
-        store = _listen(world_size, self._timeout)
+        store = _listen(self._host, world_size, self._timeout)
         join = {
             "backend": self.backend,
-            "host": _HOST,
+            "host": self._host,
             "port": store.port,
             "rank": 0,
             "world_size": world_size,
@@ -221,11 +224,11 @@ class NcclTransport(BroadcastTransport):
     default_bucket_bytes: ClassVar[int] = 512 * 2**20
 
 
-def _listen(world_size: int, timeout_seconds: float) -> TCPStore:
-    """A store that listens on loopback alone (by itself it would listen everywhere), on a free port."""
-    listening = socket.create_server((_HOST, 0), backlog=128)
+def _listen(host: str, world_size: int, timeout_seconds: float) -> TCPStore:
+    """A store that listens at this address alone (by itself it would listen everywhere), on a free port."""
+    listening = socket.create_server((host, 0), backlog=128)
     return TCPStore(
-        _HOST,
+        host,
         listening.getsockname()[1],
         world_size,
         is_master=True,

@@ -9,6 +9,7 @@ This module runs inside inference servers, too: of this package it imports ``sha
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +26,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from areal_x.engine.transfer.shared_buffers import TensorSpec, specs_from_json
 
-__all__ = ["BroadcastGroup", "packed_order", "receive_buckets", "split_buckets", "views_of"]
+__all__ = ["BroadcastGroup", "own_address", "packed_order", "receive_buckets", "split_buckets", "views_of"]
 
 _NCCL_BLOCKING = "TORCH_NCCL_BLOCKING_WAIT"
 
@@ -82,7 +83,10 @@ class BroadcastGroup:
         inner = PrefixStore(f"{device}/", PrefixStore(f"{self.name}/", PrefixStore(self.name, store)))
         self.is_nccl = backend == "nccl"
         self._store: Store | None = store
-        self._group: Any = (_nccl_group if self.is_nccl else _gloo_group)(inner, own_rank, world_size, self._timeout)
+        if self.is_nccl:
+            self._group: Any = _nccl_group(inner, own_rank, world_size, self._timeout)
+        else:
+            self._group = _gloo_group(inner, own_rank, world_size, self._timeout, own_address(str(join["host"])))
 
     def broadcast(self, flat: torch.Tensor) -> Any:
         """Start to send (rank 0) or receive ``flat``; the result is for ``wait``."""
@@ -105,11 +109,18 @@ class BroadcastGroup:
             group.abort()
 
 
-def _gloo_group(store: Store, rank: int, world_size: int, timeout: timedelta) -> Any:
+def own_address(host: str) -> str:
+    """This machine's address on the way to ``host``; loopback for loopback, and nothing is sent to find out."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return str(probe.getsockname()[0])
+
+
+def _gloo_group(store: Store, rank: int, world_size: int, timeout: timedelta, address: str) -> Any:
     gloo: Any = ProcessGroupGloo
     options = gloo._Options()
     # Without a device of its own it listens on whatever the machine's name stands for.
-    options._devices = [gloo.create_device(hostname="127.0.0.1")]
+    options._devices = [gloo.create_device(hostname=address)]
     options._timeout = timeout
     return gloo(store, rank, world_size, options)
 

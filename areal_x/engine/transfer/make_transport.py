@@ -20,7 +20,13 @@ __all__ = ["choose_way", "make_transport", "transport_of_layout"]
 
 
 def choose_way(
-    engine: str, on_cpu: bool, starts_servers: bool, colocated: bool, num_servers: int, num_ranks: int = 1
+    engine: str,
+    on_cpu: bool,
+    starts_servers: bool,
+    colocated: bool,
+    num_servers: int,
+    from_ranks: bool = False,
+    one_machine: bool = True,
 ) -> str:
     """What ``auto`` stands for: the fastest way that surely works.
 
@@ -30,16 +36,17 @@ def choose_way(
         starts_servers: this run starts them, on this machine; else they run already, anywhere.
         colocated: they share the trainer's GPU.
         num_servers: how many there are.
-        num_ranks: processes that train.
+        from_ranks: ranks train, in processes of their own.
+        one_machine: all servers run on the machine of the run's own process.
     """
     if not starts_servers:
         return "disk"
     if on_cpu:
-        return "shared_memory"
+        return "shared_memory" if one_machine else "gloo"
     if colocated:
-        # Only the first of several servers has the trainer's GPU, and NCCL takes no GPU twice. Ranks have no GPU memory
-        # in common.
-        return "cuda_ipc" if num_servers == num_ranks == 1 else "shared_memory"
+        # Only the first of several servers has the trainer's GPU, and NCCL takes no GPU twice. Weights of ranks meet in
+        # the memory of the host.
+        return "cuda_ipc" if num_servers == 1 and not from_ranks else "shared_memory"
     return "nccl"
 
 
@@ -96,6 +103,7 @@ def transport_of_layout(
     timeout_seconds: float,
     model_path: str | None = None,
     from_ranks: bool = False,
+    address: str = "127.0.0.1",
 ) -> WeightTransport:
     """As ``make_transport``, for weights that need not be in this process.
 
@@ -103,6 +111,7 @@ def transport_of_layout(
         layout: what servers get.
         device: where the weights are, and from where nccl sends them.
         from_ranks: ranks write them, each its rows; they are staged in this machine's memory or on disk.
+        address: of this machine, as servers reach it; loopback when all run here.
 
     Raises:
         ConfigError: this way does not work for these weights.
@@ -122,6 +131,7 @@ def transport_of_layout(
             timeout_seconds=timeout_seconds,
             device=device if way == "nccl" else torch.device("cpu"),
             on_host=from_ranks,
+            host=address,
         )
     if way == "cuda_ipc":
         if num_ranks_per_server > 1:
@@ -131,8 +141,8 @@ def transport_of_layout(
             )
         if from_ranks:
             raise ConfigError(
-                "rollout.server.weights=cuda_ipc: with train.num_ranks above 1 the weights lie on several GPUs, and a "
-                "server can open one; use shared_memory"
+                "rollout.server.weights=cuda_ipc: it passes on memory of one process, and with train.num_ranks above 1 "
+                "or cluster=ray the weights are those of ranks; use shared_memory"
             )
         return CudaIpcTransport(layout, device=device, engine=engine)
     if way == "disk":
