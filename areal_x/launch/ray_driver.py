@@ -195,6 +195,8 @@ def _is_own(module: ModuleType) -> bool:
     name = getattr(module, "__name__", "__main__")
     if not file or not file.endswith(".py") or name in ("__main__", "__mp_main__") or name not in sys.modules:
         return False
+    if Path(file).name == "__init__.py":  # A package, with all that is below it, is installed.
+        return False
     folder = Path(file).resolve().parent
     main = getattr(sys.modules["__main__"], "__file__", None)
     own_folders = [Path.cwd(), *([Path(main).resolve().parent] if main else [])]

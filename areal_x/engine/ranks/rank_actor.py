@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import fcntl
 import os
@@ -10,7 +11,6 @@ import struct
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,6 @@ class RankActor:
         self._num_threads = num_threads
         # Before torch is imported, which reads it.
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
-        # Ranks of a node map one copy of a batch, which nobody writes to.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         self._log_path = log_to(log_path or _own_log(f"rank{rank}"))
         self._host: RankHost | None = None
         self._store: Any = None
@@ -114,7 +112,8 @@ class RankActor:
     def call(self, role: str, method: str, args: Sequence[Any]) -> Outcome:
         """See ``RankHost.call``."""
         assert self._host is not None
-        return self._host.call(role, method, args)
+        # Arrays arrive in memory that the ranks of a node share and none may write to.
+        return self._host.call(role, method, copy.deepcopy(args))
 
     @ray.method(concurrency_group="watch")
     def until_the_end(self) -> None:

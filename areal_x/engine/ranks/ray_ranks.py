@@ -6,6 +6,7 @@ outcomes; waits for answers and for the end of an actor until one deadline; prod
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -191,7 +192,8 @@ class RayRanks(RankGroup):
                 outcome: Outcome = ray.get(ready[0])
             except RayActorError as error:
                 return outcomes, {rank_of[ready[0]]: error}
-            outcomes[rank_of[ready[0]]] = outcome
+            # A copy that the caller may write to, and that holds nothing in Ray's store.
+            outcomes[rank_of[ready[0]]] = Outcome(copy.deepcopy(outcome.value), outcome.error)
             if outcome.error is not None:
                 limit = min(limit, time.monotonic() + _OTHERS_SECONDS)
         return outcomes, {}
