@@ -58,7 +58,8 @@ def ranks(hub: Path) -> Iterator[LocalRanks]:
 def settings(
     path: Path | str, algorithm: AlgorithmConfig | None = None, **train: object
 ) -> tuple[Path | str, TrainConfig, AlgorithmConfig, ModelConfig]:
-    options = {"micro_batch_tokens": 64, "learning_rate": 1e-3} | train
+    # Adam divides by the gradient's size: where that is rounding alone, a whole step of this rate may differ.
+    options = {"micro_batch_tokens": 64, "learning_rate": 2e-4} | train
     return path, TrainConfig(**options), algorithm or AlgorithmConfig(), ModelConfig(device="cpu")
 
 
@@ -106,7 +107,7 @@ def test_two_ranks_are_one(
         assert_same_metrics(two.train_step(batch), one.train_step(batch))
     assert difference(one, two) <= 1e-5
     np.testing.assert_allclose(two.logprobs(batch), one.logprobs(batch), atol=1e-5)
-    assert difference(one, FSDPEngine(*settings(path))) > 1e-3
+    assert difference(one, FSDPEngine(*settings(path))) > 3e-4
 
 
 def test_steps_in_parts_and_the_warm_start_are_the_same(ranks: LocalRanks, make_model, make_batch) -> None:
@@ -170,7 +171,7 @@ def test_bfloat16_on_two_ranks_is_near_one(ranks: LocalRanks, make_model, make_b
     first, second = two.train_step(batch), one.train_step(batch)
     assert first["train/grad_norm"] == pytest.approx(second["train/grad_norm"], rel=0.05)
     assert {tensor.dtype for tensor in weights(two).values()} == {torch.float32}
-    assert 0 < difference(one, two) < 3e-3
+    assert 0 < difference(one, two) < 6e-4
 
 
 def test_saved_by_two_ranks_loads_anywhere(ranks: LocalRanks, make_model, make_batch, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_saved_by_two_ranks_loads_anywhere(ranks: LocalRanks, make_model, make_b
     assert plain.config.architectures == ["Qwen3ForCausalLM"]
     one = FSDPEngine(*settings(saved))
     np.testing.assert_allclose(one.logprobs(batch), trained, atol=1e-5)
-    assert np.abs(FSDPEngine(*settings(path)).logprobs(batch) - trained).max() > 1e-3
+    assert np.abs(FSDPEngine(*settings(path)).logprobs(batch) - trained).max() > 2e-4
     # Again over what is there, as one file; and back into other ranks.
     ranks.call("policy", "save", saved)
     assert not (saved / "model.safetensors.index.json").exists()

@@ -29,6 +29,8 @@ def materialise(
         device: of the weights; ``compute_device``: of the buffers, where that is another one.
     """
     root.to_empty(device=device)
+    # A tensor that two modules share became two, unless it is sharded.
+    model.tie_weights()
     persistent = model.state_dict().keys()
     for prefix, module in model.named_modules():
         buffers = list(module.named_buffers(recurse=False))
@@ -104,7 +106,7 @@ def _weight_files(path: Path | str) -> dict[str, str]:
             if missing:
                 raise ConfigError(f"model.path: {path} lacks {missing[0]}, which its index names")
             return {name: str(places[file]) for name, file in weight_map.items()}
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"model.path: the weights of {path} cannot be read: {error}") from error
     raise ConfigError(
         f"model.path: {path} has no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; ranks read their own rows of "
