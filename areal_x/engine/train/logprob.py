@@ -113,38 +113,39 @@ class _ChunkedLogprobs(torch.autograd.Function):
         dtype = _softmax_dtype(hidden.dtype)
         logprobs = torch.empty(num_targets, dtype=dtype, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        normalizers = torch.empty_like(logprobs)
+        largest = torch.empty(num_targets, 1, dtype=dtype, device=hidden.device)
+        totals = torch.empty_like(largest)
         for start in range(0, num_targets, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = _transformed(hidden[chunk], weight, bias, transform)
             if temperature != 1.0:
                 logits.div_(temperature)
-            largest = logits.amax(-1, keepdim=True)
-            exponentials = torch.sub(logits, largest).exp_()
-            total = exponentials.sum(-1)
-            normalizer = total.log().add_(largest.squeeze(1))
+            torch.amax(logits, -1, keepdim=True, out=largest[chunk])
+            exponentials = logits.sub_(largest[chunk]).exp()
+            total = torch.sum(exponentials, -1, keepdim=True, out=totals[chunk]).squeeze(1)
+            normalizer = total.log()
             torch.sub(logits.gather(1, targets[chunk, None]).squeeze(1), normalizer, out=logprobs[chunk])
-            torch.sub(normalizer, torch.linalg.vecdot(exponentials, logits).div_(total), out=entropy[chunk])
-            normalizers[chunk] = normalizer
+            torch.sub(normalizer, torch.einsum("mv,mv->m", exponentials, logits).div_(total), out=entropy[chunk])
             del logits, exponentials
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizers)
+        ctx.save_for_backward(hidden, weight, bias, targets, largest, totals)
         ctx.transform, ctx.temperature, ctx.chunk_tokens = transform, temperature, chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: torch.Tensor, _grad_entropy: torch.Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+        hidden, weight, bias, targets, largest, totals = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Sums over chunks stay in the softmax's precision, so that a bfloat16 head does not lose small chunks.
-        grad_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if needs_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=totals.dtype) if needs_bias else None
         for start in range(0, len(targets), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
             grad_logits = _grad_logits(
                 _transformed(hidden[chunk], weight, bias, ctx.transform),
-                normalizers[chunk, None],
+                largest[chunk],
+                totals[chunk],
                 targets[chunk, None],
                 grad_logprobs[chunk, None],
                 ctx.transform,
@@ -173,7 +174,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def _grad_logits(
     logits: torch.Tensor,
-    normalizers: torch.Tensor,
+    largest: torch.Tensor,
+    totals: torch.Tensor,
     targets: torch.Tensor,
     grad: torch.Tensor,
     transform: LogitsTransform,
@@ -181,11 +183,12 @@ def _grad_logits(
 ) -> torch.Tensor:
     """Gradient at the output layer's logits: grad * (onehot - probabilities) / temperature * slope, all [rows, V or 1].
 
-    Takes the place of ``logits``, which are transformed.
+    Probabilities are exp(x - largest) / totals; to subtract the logarithm of the sum instead would round all of a row
+    alike, by up to 1e-6. The result takes the place of ``logits``, which are transformed.
     """
     slope = transform.slope(logits)
     scale = grad / temperature
     if temperature != 1.0:
         logits.div_(temperature)
-    logits.sub_(normalizers).exp_().mul_(-scale).scatter_add_(1, targets, scale)
+    logits.sub_(largest).exp_().mul_(-scale / totals).scatter_add_(1, targets, scale)
     return logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)
