@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ from areal_x.reward import list_rewards, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if path.is_file())
+DATA_KEYS = ("data.path", "data.eval_path", "sft.path", "preferences.path", "preferences.eval_path")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 
 
@@ -88,19 +90,18 @@ def test_commands_exist(place: str, words: list[str], tmp_path: Path, monkeypatc
         build_parser().parse_known_args(words[1:])
     except SystemExit:
         pytest.fail(f"{place} does not parse")
-    if words[1] in ("train", "sft", "eval") and "--config-name" in words:
+    if words[1] in ("train", "sft", "train-rm", "eval") and "--config-name" in words:
         _dry_run(place, words[1:], tmp_path, monkeypatch)
 
 
 def _dry_run(place: str, words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compose the command's configuration, with stand-ins for the files that only a reader has."""
     monkeypatch.chdir(folder)
-    (folder / "stand-in").mkdir()
-    (folder / "stand-in" / "config.json").write_text("{}")
-    (folder / "train.jsonl").write_text('{"question": "1+1?", "prompt": "1+1?", "answer": "2"}\n')
+    row = {"question": "1+1?", "prompt": "1+1?", "answer": "2", "chosen": "2", "rejected": "3"}
+    (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     given = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word and word[0] != "-"}
     for key, value in given.items():
-        if key in ("data.path", "data.eval_path", "sft.path") and value.endswith((".jsonl", "FILE")):
+        if key in DATA_KEYS and value.endswith((".jsonl", "FILE")):
             words = [word for word in words if not word.startswith(f"{key}=")] + [f"{key}=train.jsonl"]
         if key == "model.path" and not re.fullmatch(r"[A-Z]\w+/[\w.-]+", value):
             words = [word for word in words if not word.startswith(f"{key}=")] + [f"{key}=stand-in"]
@@ -110,19 +111,20 @@ def _dry_run(place: str, words: list[str], folder: Path, monkeypatch: pytest.Mon
     dry = [*words, *([] if "--dry-run" in words else ["--dry-run"])]
     if {"gsm8k", "gsm8k_checkpoint"} & set(words) and "model.path" not in given:
         dry.append("model.path=stand-in")
+    if "model.path=stand-in" in dry:
+        init_model(folder / "stand-in", tokenizer="characters", hidden_size=32, num_layers=1, max_length=32768)
     if {"rollout=vllm", "rollout=sglang"} & set(words):
         _server_stand_ins(folder, monkeypatch)
     assert main(dry) == 0, place
 
 
 def _server_stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpreter that says it has both servers, which no test here starts, and weights that they could load."""
+    """An interpreter that says it has both servers, which no test here starts."""
     python = folder / "server-python"
     python.write_text('#!/bin/sh\necho \'{"vllm": "0.32.0", "sglang": "0.5.23"}\'\n')
     python.chmod(0o755)
     for variable in ("AREAL_X_VLLM_PYTHON", "AREAL_X_SGLANG_PYTHON"):
         monkeypatch.setenv(variable, str(python))
-    init_model(folder / "stand-in", tokenizer="characters", hidden_size=32, num_layers=1, max_length=32768)
 
 
 def test_the_pages_show_both_commands() -> None:
