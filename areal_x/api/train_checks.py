@@ -106,7 +106,7 @@ def check_rank_options(config: ExperimentConfig) -> None:
 def _samples_of_a_step(config: ExperimentConfig) -> int:
     """Samples of the smallest optimiser step; groups stay whole."""
     groups = config.groups_per_step // max(1, config.algorithm.num_mini_batches)
-    return groups * config.rollout.group_size
+    return max(1, groups) * config.rollout.group_size
 
 
 def _check_share(config: ExperimentConfig, what: str, num_samples: int) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from areal_x.api.errors import ConfigError, EngineDiedError, EngineError
@@ -42,12 +43,13 @@ def doomed_ranks(timeout_seconds: float = 60, log_dir: Path | None = None) -> It
         yield group
     finally:
         group.close()
-        assert have_ended(group.pids)
+        assert still_running(group.pids) == []
 
 
-def have_ended(pids: list[int], seconds: float = 10) -> bool:
-    """Whether processes end in time; reaped by whoever started them, or not there at all."""
+def still_running(pids: list[int], seconds: float = 20) -> list[str]:
+    """State and command of the processes that do not end in time."""
     deadline = time.monotonic() + seconds
+    found = []
     for pid in pids:
         try:
             end = os.pidfd_open(pid)
@@ -55,10 +57,11 @@ def have_ended(pids: list[int], seconds: float = 10) -> bool:
             continue
         try:
             if not select.select([end], [], [], max(0, deadline - time.monotonic()))[0]:
-                return False
+                process = psutil.Process(pid)
+                found.append(f"{pid} {process.status()} {' '.join(process.cmdline())}")
         finally:
             os.close(end)
-    return True
+    return found
 
 
 def death_of(call: Callable[[], object], within: float = 30) -> EngineDiedError:
@@ -113,7 +116,7 @@ def test_a_killed_rank_ends_the_others_and_says_what_it_printed(tmp_path: Path) 
         assert "the last line before the end" in death.tail
         assert "the last line before the end" in (tmp_path / "ranks" / "rank1.log").read_text()
         assert "rank 1 of 2 was killed" in str(death_of(lambda: group.call("role", "place"), within=1))
-    assert have_ended(descendants)
+    assert still_running(descendants) == []
 
 
 def test_an_exception_on_one_rank_alone_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +163,7 @@ def test_a_death_between_calls_is_heard_by_who_watches() -> None:
         threading.Timer(0.3, os.kill, (group.pids[0], signal.SIGTERM)).start()
         death = death_of(group.watch, within=10)
         assert "rank 0 of 2 was killed by SIGTERM" in str(death)
-        assert have_ended(group.pids)
+        assert still_running(group.pids) == []
 
 
 def test_ranks_that_do_not_meet_are_an_error() -> None:
@@ -185,4 +188,4 @@ def test_ranks_do_not_outlive_a_killed_driver() -> None:
         pids = [int(pid) for pid in driver.stdout.readline().split()]
         driver.kill()
     assert len(pids) == 4
-    assert have_ended(pids)
+    assert still_running(pids) == []

@@ -48,8 +48,9 @@ def main() -> None:
     reader = FrameReader(sock)
     try:
         _serve(sock, reader)
-    except (EOFError, BrokenPipeError):
-        os._exit(0)
+    except (EOFError, ConnectionError):
+        # With all that it has started, as ``_end_with`` does, which may come later.
+        os.killpg(0, signal.SIGKILL)
 
 
 def _end_with(driver: int, sock: socket.socket) -> None:
