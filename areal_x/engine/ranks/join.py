@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
 from areal_x.api.errors import EngineError
@@ -15,7 +16,7 @@ from areal_x.engine.ranks.rank_context import RankContext
 __all__ = ["join_ranks", "leave_ranks", "open_store"]
 
 
-def open_store(timeout_seconds: float, host: str = "127.0.0.1") -> dist.TCPStore:
+def open_store(timeout_seconds: float, host: str = "127.0.0.1") -> TCPStore:
     """The place where ranks find each other; ``store.host`` and ``store.port`` are its address. One process holds it.
 
     Args:
@@ -24,7 +25,7 @@ def open_store(timeout_seconds: float, host: str = "127.0.0.1") -> dist.TCPStore
     """
     listener = socket.create_server((host, 0), backlog=1024)
     port = listener.getsockname()[1]
-    return dist.TCPStore(
+    return TCPStore(
         host,
         port,
         is_master=True,
@@ -65,7 +66,7 @@ def join_ranks(
     host, _, port = store_address.rpartition(":")
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        store = dist.TCPStore(host.strip("[]"), int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(host.strip("[]"), int(port), is_master=False, wait_for_workers=False, timeout=timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
             store=store,

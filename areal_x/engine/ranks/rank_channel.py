@@ -35,6 +35,12 @@ def encode(message: Any) -> list[memoryview]:
 class FrameReader:
     """Reads one message after the other from a socket, as far as its bytes are there."""
 
+    _body: bytearray
+    """The length or body that is being read, and whether it is the body."""
+    _is_body: bool
+    _left: memoryview
+    """The part of it that is still to come."""
+
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._begin(_NUMBER.size, is_body=False)
