@@ -159,3 +159,18 @@ def test_other_sequences_do_not_matter(make_model, make_batch) -> None:
         np.concatenate([second.group_ids, alone.group_ids + 7]),
     )
     np.testing.assert_allclose(engine.logprobs(together)[-length:], engine.logprobs(alone), atol=2e-6)
+
+
+def test_rows_that_are_slots_already_are_not_gathered(make_model, make_batch) -> None:
+    """Lengths that need no padding: attention works on the rows as they lie."""
+    engine = make_engine(make_model())
+    batch = make_batch([1, 1, 1], prompt=(4, 5), completion=(13, 14))
+    wanted = np.tile(np.arange(17) > 0, 3)
+    (micro_batch,) = engine._plan(batch, wanted)
+    assert micro_batch.attention.in_order
+    joined = engine.logprobs(batch)
+    for index in range(3):
+        span = slice(17 * index, 17 * (index + 1))
+        fields = (getattr(batch, name)[span] for name in ("input_ids", "loss_mask", "logprobs", "advantages"))
+        alone = TrainBatch(*fields, batch.lengths[:1], batch.group_ids[:1])
+        np.testing.assert_allclose(joined[span], engine.logprobs(alone), atol=2e-6)

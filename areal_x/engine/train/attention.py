@@ -79,11 +79,11 @@ def _packed_attention(
     if unsupported or dropout or not getattr(module, "is_causal", True):
         reason = ", ".join(unsupported) or ("dropout" if dropout else "attention that is not causal")
         raise ValueError(f"packed attention does not support {reason} ({type(module).__name__})")
-    states = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     exchange = attention_plan.exchange
     if exchange is not None:
-        states = exchange.to_heads(*states)
-    output = _attend(*states, attention_plan, _Scores(scaling, sliding_window, softcap))
+        query, key, value = exchange.to_heads(query, key, value)
+    output = _attend(query, key, value, attention_plan, _Scores(scaling, sliding_window, softcap))
     if exchange is not None:
         output = exchange.to_rows(output)
     return output[None], None
@@ -120,7 +120,7 @@ def _attend(
     else:
         sizes = [bucket.n * bucket.length for bucket in plan.buckets]
         parts = zip(plan.buckets, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        outputs = [_bucket_attention(bucket, *states, scores) for bucket, *states in parts]
+        outputs = [_bucket_attention(bucket, q, k, v, scores) for bucket, q, k, v in parts]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     result: torch.Tensor = output if plan.in_order else _FromSlots.apply(output, plan)
     return result
