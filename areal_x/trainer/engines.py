@@ -59,6 +59,7 @@ def check_device_budget(
         facts.vocabulary_size,
         config.train.logprob_chunk_tokens,
         facts.has_reference,
+        has_adapters=config.train.lora.rank > 0,
         # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
         staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
     )
@@ -82,6 +83,7 @@ def check_reward_model_memory(
         facts.vocabulary_size,
         train.logprob_chunk_tokens,
         facts.has_reference,
+        has_adapters=train.lora.rank > 0,
     )
     check_reward_model_budget(
         {model.key: model.config for model in models},
