@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
 
 def use_trainer(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Runner]) -> None:
     module = types.ModuleType("areal_x.trainer.main")
-    for name in ("train", "sft", "evaluate"):
+    for name in ("train", "sft", "train_rm", "evaluate"):
         setattr(module, name, make(name))
     package = types.ModuleType("areal_x.trainer")
     monkeypatch.setitem(sys.modules, "areal_x.trainer", package)
@@ -49,10 +49,13 @@ def raising(error: BaseException) -> Callable[[str], Runner]:
     return lambda name: run
 
 
-@pytest.mark.parametrize(("command", "function"), [("train", "train"), ("sft", "sft"), ("eval", "evaluate")])
-def test_each_command_starts_its_function(command: str, function: str, started: list[Any]) -> None:
-    model = ["model.path=organisation/name"] if command == "eval" else []
-    assert main([command, "--config-name", "quickstart", "seed=9", *model]) == 0
+@pytest.mark.parametrize(
+    ("command", "function"), [("train", "train"), ("sft", "sft"), ("train-rm", "train_rm"), ("eval", "evaluate")]
+)
+def test_each_command_starts_its_function(command: str, function: str, started: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
+    needed = {"eval": ["model.path=organisation/name"], "train-rm": ["preferences.path=pairs.jsonl"]}
+    assert main([command, "--config-name", "quickstart", "seed=9", *needed.get(command, [])]) == 0
     assert [(name, config.seed, config.name) for name, config in started] == [(function, 9, "quickstart")]
 
 
