@@ -61,6 +61,10 @@ def run(command: Command, config: ExperimentConfig, **objects: Any) -> int:
         from areal_x.launch.ray_driver import run_on_cluster
 
         return run_on_cluster(command, config, objects)
+    if config.cluster.kind == "ray":
+        from areal_x.launch.sent_files import with_absolute_paths
+
+        config = with_absolute_paths(config)
     with placed(command, config) as placement:
         from areal_x.trainer.given import Given
 

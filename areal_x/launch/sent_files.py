@@ -13,7 +13,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.import_paths import split_library
 
-__all__ = ["pack_files", "unpack_files"]
+__all__ = ["pack_files", "unpack_files", "with_absolute_paths"]
 
 _MAX_BYTES = 16 * 2**20
 _MARK = "<sent>"
@@ -22,7 +22,7 @@ _MARK = "<sent>"
 def pack_files(config: ExperimentConfig) -> tuple[ExperimentConfig, list[dict[str, bytes]]]:
     """The configuration as it travels, and for each folder that it refers to its Python files by name.
 
-    What else it names by a relative path is made absolute: the other machine has to see it there.
+    What else it names by a path, the other machine has to see there.
 
     Raises:
         ConfigError: a folder's Python files are too large to be sent.
@@ -42,18 +42,24 @@ def pack_files(config: ExperimentConfig) -> tuple[ExperimentConfig, list[dict[st
         sent = f"{_MARK}{folders.index(folder)}/{Path(file).name}:{name}"
         return f"{library}:{sent}" if library else sent
 
-    packed = _with_references(config, change)
-    packed.runs_dir = str(Path(packed.runs_dir).expanduser().absolute())
-    for section, key in (
-        (packed.data, "path"),
-        (packed.data, "eval_path"),
-        (packed.sft, "path"),
-        (packed.model, "path"),
-    ):
-        value = getattr(section, key)
+    return with_absolute_paths(_with_references(config, change)), contents
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with what it names by a relative path named in full: other processes have another working
+    directory, on another machine or not. What does not exist here, such as a name on the hub, stays."""
+    config = copy.deepcopy(config)
+    config.runs_dir = str(Path(config.runs_dir).expanduser().absolute())
+    rewarding = [config.reward_model, *config.reward_models.values()]
+    owners: list[tuple[object, str]] = [
+        (owner, "path") for owner in (config.data, config.sft, config.model, *rewarding)
+    ]
+    owners += [(config.data, "eval_path"), (config.preferences, "path"), (config.preferences, "eval_path")]
+    for owner, key in owners:
+        value = getattr(owner, key)
         if value is not None and Path(value).expanduser().exists():
-            setattr(section, key, str(Path(value).expanduser().absolute()))
-    return packed, contents
+            setattr(owner, key, str(Path(value).expanduser().absolute()))
+    return config
 
 
 def unpack_files(config: ExperimentConfig, contents: list[dict[str, bytes]], target: Path) -> ExperimentConfig:
