@@ -66,15 +66,15 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> None:
     except ImportError as error:
         raise ConfigError("train.lora.rank needs peft, which is not installed: pip install 'areal-x[lora]'") from error
     targets = find_targets(model, config.targets)
-    settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=0.0,
-        target_modules=targets,
+    options: dict[str, Any] = {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": targets,
         # GPT-2's layers hold their weights the other way round.
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    peft.inject_adapter_in_model(settings, model, _NAME)
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+    }
+    peft.inject_adapter_in_model(peft.LoraConfig(**options), model, _NAME)
     start_adapters(model)
 
 

@@ -46,9 +46,8 @@ def save_policy(
         if adapters is None:
             model.save_pretrained(path)
             return
-        model.save_pretrained(
-            path, state_dict={name: merged_rows(*part) for name, *part in published_parameters(model)}
-        )
+        merged = {name: merged_rows(weight, layer) for name, weight, layer in published_parameters(model)}
+        model.save_pretrained(path, state_dict=merged)
         save_adapters(path / ADAPTER_FOLDER, dict(named_adapters(model)), adapters)
         return
     gathered = _Gathered(model)
