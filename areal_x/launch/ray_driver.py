@@ -99,7 +99,7 @@ class DriverActor:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="areal_x-files-")))
             config = unpack_files(config, files, folder)
             # Connecting to the cluster is done; what is left of it blocks for moments only.
-            placement = stack.enter_context(placed(command, config))  # type: ignore[arg-type]
+            config, placement = stack.enter_context(placed(command, config))  # type: ignore[arg-type]
             try:
                 await SESSIONS[command](config, Given(**objects, placement=placement))
             except BaseExceptionGroup as group:

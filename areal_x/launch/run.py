@@ -61,11 +61,7 @@ def run(command: Command, config: ExperimentConfig, **objects: Any) -> int:
         from areal_x.launch.ray_driver import run_on_cluster
 
         return run_on_cluster(command, config, objects)
-    if config.cluster.kind == "ray":
-        from areal_x.launch.sent_files import with_absolute_paths
-
-        config = with_absolute_paths(config)
-    with placed(command, config) as placement:
+    with placed(command, config) as (config, placement):
         from areal_x.trainer.given import Given
 
         status = run_session(command, config, Given(**objects, placement=placement))
@@ -75,8 +71,9 @@ def run(command: Command, config: ExperimentConfig, **objects: Any) -> int:
 
 
 @contextmanager
-def placed(command: Command, config: ExperimentConfig) -> Iterator[Placement]:
-    """Where the processes of a run start: this machine, or the nodes of a cluster; given back at the end.
+def placed(command: Command, config: ExperimentConfig) -> Iterator[tuple[ExperimentConfig, Placement]]:
+    """Where the processes of a run start, this machine or the nodes of a cluster, and its configuration as it holds
+    there; what was reserved is given back at the end.
 
     Raises:
         ConfigError: the cluster is not as asked.
@@ -84,13 +81,16 @@ def placed(command: Command, config: ExperimentConfig) -> Iterator[Placement]:
     if config.cluster.kind == "local":
         from areal_x.engine.placement import LocalPlacement
 
-        yield LocalPlacement()
+        yield config, LocalPlacement()
         return
+    from areal_x.launch.cluster_plan import with_way_to_far_servers
     from areal_x.launch.ray_cluster import RayCluster
+    from areal_x.launch.sent_files import with_absolute_paths
 
     num_ranks = 0 if command == "eval" else config.train.num_ranks
     with RayCluster(config, num_ranks) as cluster:
         from areal_x.launch.ray_placement import RayPlacement
 
+        config = with_way_to_far_servers(with_absolute_paths(config), cluster.plan, cluster.nodes()[0])
         with RayPlacement(cluster.plan, config.cluster.max_restarts) as placement:
-            yield placement
+            yield config, placement
