@@ -18,6 +18,7 @@ from areal_x.api.reward_records import RewardOutcome
 
 __all__ = [
     "NOT_GENERATED",
+    "TURNS",
     "ModelRequest",
     "ModelResponse",
     "SamplingParams",
@@ -37,6 +38,10 @@ StopReason = Literal["stop", "length", "abort"]
 
 NOT_GENERATED = -1
 """The version of a token that no engine sampled (prompts, feedback, tool results)."""
+
+TURNS = "turns"
+"""Key of a trajectory's ``metadata``: what came after the prompt, as chat messages, for models that read conversations.
+Without it the completion is one message."""
 
 _request_numbers = itertools.count()
 

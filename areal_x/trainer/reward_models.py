@@ -19,7 +19,7 @@ from typing import Protocol
 
 from areal_x.api.config import ExperimentConfig, RewardModelConfig
 from areal_x.api.errors import ConfigError, EngineError
-from areal_x.api.records import TrajectoryGroup
+from areal_x.api.records import TURNS, TrajectoryGroup
 from areal_x.api.reward_model_checks import local_folder, reward_model_key
 from areal_x.api.reward_model_files import RewardModelFiles, read_reward_model_files
 from areal_x.api.reward_records import RewardError, RewardOutcome
@@ -262,7 +262,8 @@ class RewardModels:
             raise RewardError(
                 f"{model.key}: the workflow gave no text; pass prompt=... and completion=... to its Trajectory"
             )
-        return model.renderer.render(prompt_of(sample, self._data), last.completion)
+        turns = last.metadata.get(TURNS) if model.config.chat_template else None
+        return model.renderer.render(prompt_of(sample, self._data), turns or last.completion)
 
     def _add(self, name: str, value: float) -> None:
         self._metrics[name] = self._metrics.get(name, 0.0) + value

@@ -10,7 +10,7 @@ import numpy as np
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import ConfigError, PromptTooLongError
-from areal_x.api.records import IntArray, ModelRequest, ModelResponse, SamplingParams, Trajectory
+from areal_x.api.records import TURNS, IntArray, ModelRequest, ModelResponse, SamplingParams, Trajectory
 from areal_x.api.reward_api import as_reward
 from areal_x.api.reward_base import Reward, score_response
 from areal_x.api.reward_records import RewardOutcome
@@ -66,6 +66,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
         self.turn_discount = turn_discount
         self.success_above = success_above
         self.renderer = PromptRenderer(tokenizer, prompt_key, system_prompt, chat_template)
+        self.feedback_text = feedback
         self.feedback = self.renderer.render_feedback(feedback)
 
     async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory:
@@ -75,6 +76,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
         text, ids = first.text, first.ids
         session: str | None = None
         responses: list[ModelResponse] = []
+        completions: list[str] = []
         completion = ""
         while True:
             request = ModelRequest(ids, self.sampling)
@@ -87,6 +89,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
                 break
             responses.append(response)
             completion = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
+            completions.append(completion)
             outcome = await score_response(
                 self.reward, response, prompt=text, completion=completion, columns=dict(columns)
             )
@@ -96,7 +99,17 @@ class MultiTurnWorkflow(RolloutWorkflow):
         trajectory = Trajectory.from_responses(responses, self._discounted(outcome, len(responses)), prompt=first.text)
         generated = trajectory.input_ids[len(first.ids) :]
         trajectory.completion = completion if len(responses) == 1 else self.tokenizer.decode(generated)
+        trajectory.metadata[TURNS] = self._turns(completions)
         return trajectory
+
+    def _turns(self, completions: list[str]) -> list[dict[str, str]]:
+        """What came after the prompt, as chat messages."""
+        turns: list[dict[str, str]] = []
+        for completion in completions:
+            if turns:
+                turns.append({"role": "user", "content": self.feedback_text})
+            turns.append({"role": "assistant", "content": completion})
+        return turns
 
     def _is_success(self, outcome: RewardOutcome) -> bool:
         value = outcome.parts.get("accuracy", outcome.value)
