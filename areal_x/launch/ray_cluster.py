@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError
@@ -131,12 +132,13 @@ class RayCluster:
 
 def _read_variables_again() -> None:
     """Ray reads them once, when it is imported, and this process may have imported it before they were set."""
+    from ray import _raylet
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
 
+    core: Any = _raylet
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _is_connected() -> bool:

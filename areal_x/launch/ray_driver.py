@@ -94,8 +94,8 @@ class DriverActor:
         self._has_begun.set()
         with contextlib.ExitStack() as stack:
             stack.callback(printed.end)
-            stack.enter_context(contextlib.redirect_stdout(printed))  # type: ignore[type-var]
-            stack.enter_context(contextlib.redirect_stderr(printed))  # type: ignore[type-var]
+            stack.enter_context(contextlib.redirect_stdout(printed))
+            stack.enter_context(contextlib.redirect_stderr(printed))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="areal_x-files-")))
             config = unpack_files(config, files, folder)
             # Connecting to the cluster is done; what is left of it blocks for moments only.
@@ -122,7 +122,7 @@ def run_on_cluster(command: str, config: ExperimentConfig, objects: Mapping[str,
     packed, files = pack_files(config)
     num_ranks = 0 if command == "eval" else config.train.num_ranks
     with RayCluster(config, num_ranks), _sent_by_value(), _interruptible():
-        actor = ray.remote(DriverActor).options(num_cpus=1).remote()
+        actor: Any = ray.remote(DriverActor).options(num_cpus=1).remote()
         ending = actor.run.remote(command, packed, files, dict(objects))
         try:
             _print_until_its_end(actor, ending)

@@ -78,8 +78,9 @@ class RankActor:
         """See ``join_ranks``. Ranks of one node talk through its loopback interface, others through that of its
         address; variables that are set already stay."""
         name = interface_of("127.0.0.1" if one_node else ray.util.get_node_ip_address())
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name else ():
-            os.environ.setdefault(variable, name)
+        if name is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
         if num_ranks == 1:
             # As in the run's own process: alone, with nobody to join.
             self._host = RankHost(ONE_RANK)

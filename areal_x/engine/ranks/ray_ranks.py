@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -79,7 +78,7 @@ class RayRanks(RankGroup):
         self._state = threading.Lock()
         """Of ``_death`` and ``_is_closed``: whoever sees a death first says what it was."""
         self._is_closed = False
-        self._actors: list[ActorHandle[RankActor]] = []
+        self._actors: list[Any] = []
         try:
             for rank, bundle in enumerate(bundles):
                 own_log = log_dir / f"rank{rank}.log" if bundle.node_id == driver_node else None
@@ -182,7 +181,8 @@ class RayRanks(RankGroup):
     def _collect(self, answers: Sequence[Any]) -> tuple[dict[int, Outcome], dict[int, RayActorError]]:
         """Outcomes by rank, and ranks whose actors ended; returns when all came, one ended or time is up."""
         rank_of = {answer: rank for rank, answer in enumerate(answers)}
-        pending, outcomes = list(answers), {}
+        pending = list(answers)
+        outcomes: dict[int, Outcome] = {}
         limit = time.monotonic() + self._timeout
         while pending:
             ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, limit - time.monotonic()))
@@ -251,9 +251,10 @@ def how_it_ended(error: RayActorError) -> str:
     return f"ended ({text[-400:]})"
 
 
-def _start(bundle: RankBundle, rank: int, num_threads: int, log_path: Path | None) -> ActorHandle[RankActor]:
+def _start(bundle: RankBundle, rank: int, num_threads: int, log_path: Path | None) -> Any:
     strategy = PlacementGroupSchedulingStrategy(bundle.group, placement_group_bundle_index=bundle.index)
-    actor = ray.remote(concurrency_groups={"watch": 2})(RankActor).options(
+    make: Any = ray.remote  # Its types do not know groups of threads.
+    actor = make(concurrency_groups={"watch": 2})(RankActor).options(
         num_cpus=1,
         num_gpus=bundle.num_gpus,
         max_restarts=0,
