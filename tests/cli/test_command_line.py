@@ -34,12 +34,9 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
 
 
 def use_trainer(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Runner]) -> None:
-    module = types.ModuleType("areal_x.trainer.main")
-    for name in ("train", "sft", "train_rm", "evaluate"):
-        setattr(module, name, make(name))
-    package = types.ModuleType("areal_x.trainer")
-    monkeypatch.setitem(sys.modules, "areal_x.trainer", package)
-    monkeypatch.setitem(sys.modules, "areal_x.trainer.main", module)
+    module = types.ModuleType("areal_x.launch.run")
+    module.run = lambda command, config: make(command)(config)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "areal_x.launch.run", module)
 
 
 def raising(error: BaseException) -> Callable[[str], Runner]:
@@ -49,14 +46,12 @@ def raising(error: BaseException) -> Callable[[str], Runner]:
     return lambda name: run
 
 
-@pytest.mark.parametrize(
-    ("command", "function"), [("train", "train"), ("sft", "sft"), ("train-rm", "train_rm"), ("eval", "evaluate")]
-)
-def test_each_command_starts_its_function(command: str, function: str, started: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["train", "sft", "train-rm", "eval"])
+def test_each_command_is_started_with_its_configuration(command: str, started: list[Any], tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
     needed = {"eval": ["model.path=organisation/name"], "train-rm": ["preferences.path=pairs.jsonl"]}
     assert main([command, "--config-name", "quickstart", "seed=9", *needed.get(command, [])]) == 0
-    assert [(name, config.seed, config.name) for name, config in started] == [(function, 9, "quickstart")]
+    assert [(name, config.seed, config.name) for name, config in started] == [(command, 9, "quickstart")]
 
 
 def test_overrides_may_stand_anywhere(started: list[Any], tmp_path: Path) -> None:
@@ -262,7 +257,7 @@ def test_the_console_script_reports_an_unknown_key() -> None:
 TRAINER = """
 import os, signal, sys, time
 from pathlib import Path
-def train(config):
+def run(command, config):
     config.run_dir.mkdir(parents=True)
     print("seed", config.seed, "pid", os.getpid(), flush=True)
     if config.seed == 13:
@@ -278,13 +273,10 @@ def train(config):
 
 @pytest.fixture
 def sweep_environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which ``areal_x.trainer.main`` is a trainer that only writes what its config says."""
+    """An environment in which ``areal_x.launch.run`` is a trainer that only writes what its config says."""
     (tmp_path / "stand_in_trainer.py").write_text(TRAINER)
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys, types\n"
-        "import stand_in_trainer\n"
-        "sys.modules['areal_x.trainer'] = types.ModuleType('areal_x.trainer')\n"
-        "sys.modules['areal_x.trainer.main'] = stand_in_trainer\n"
+        "import sys, stand_in_trainer\nsys.modules['areal_x.launch.run'] = stand_in_trainer\n"
     )
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 

@@ -16,18 +16,22 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from areal_x.cli import main
 from areal_x.engine.init_model import init_model
 
+KIND = ("thanks", "please", "welcome", "gladly", "surely", "dear")
+UNKIND = ("no", "never", "silly", "wrong", "boring", "whatever")
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 64}
 
 
 def write_pairs(path: Path, number: int, chat: bool = False, seed: int = 0) -> Path:
-    """The chosen answer has a word of thanks that the rejected one lacks; both have one length."""
+    """The chosen answer has a kind word where the rejected one has an unkind one; both have one length."""
     chance = random.Random(seed)
     rows = []
     for index in range(number):
         words = chance.choices(("the", "sum", "is", "four", "maybe"), k=chance.randint(3, 6))
-        good = list(words)
-        good[chance.randrange(len(words))] = "thanks"
-        prompt, chosen, rejected = f"question {index % 37}?", " ".join(good), " ".join(words)
+        place = chance.randrange(len(words))
+        chosen, rejected = (
+            " ".join([*words[:place], chance.choice(kind), *words[place + 1 :]]) for kind in (KIND, UNKIND)
+        )
+        prompt = f"question {index % 37}?"
         user = {"role": "user", "content": prompt}
         rows.append(
             {
@@ -89,7 +93,7 @@ def test_accuracy_rises_and_transformers_agrees(chat: bool, tmp_path: Path, caps
     run = tmp_path / "runs" / "rm"
     rows = metrics_of(run)
     accuracies = {row["step"]: row["rm/held_out_accuracy"] for row in rows if "rm/held_out_accuracy" in row}
-    assert list(accuracies) == [0, 10, 20] and accuracies[0] < 0.8 and accuracies[20] >= 0.9
+    assert list(accuracies) == [0, 10, 20] and accuracies[0] < 0.75 and accuracies[20] >= 0.9
     assert {"rm/loss", "rm/accuracy", "rm/margin", "rm/chosen_score", "rm/rejected_score", "rm/grad_norm"} <= set(
         rows[1]
     )
@@ -100,9 +104,7 @@ def test_accuracy_rises_and_transformers_agrees(chat: bool, tmp_path: Path, caps
 
 def test_two_ranks_write_what_one_does_and_a_reward_model_is_trained_on(tmp_path: Path) -> None:
     """A padding token that ends conversations gets a new id; with ranks, the model must have room for it."""
-    path = init_model(
-        tmp_path / "model", texts=["thanks the sum is four maybe question 0123456789?"], vocab_size=320, **SMALL
-    )
+    path = init_model(tmp_path / "model", texts=["the sum is four maybe question 0123456789?"], vocab_size=320, **SMALL)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(path)
