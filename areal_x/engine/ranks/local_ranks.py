@@ -137,14 +137,17 @@ class LocalRanks(RankGroup):
         for rank in self._ranks:
             rank.kill()
         # A call that is under way ends now; what it looks at is freed after it.
-        self._calling.acquire(timeout=_CLOSE_SECONDS)
-        with self._state:
-            for rank in self._ranks:
-                rank.end()
-            if self._wake >= 0:
-                os.close(self._wake)
-                self._wake = -1
-        self._calling.release()
+        if not self._calling.acquire(timeout=_CLOSE_SECONDS):
+            return
+        try:
+            with self._state:
+                for rank in self._ranks:
+                    rank.end()
+                if self._wake >= 0:
+                    os.close(self._wake)
+                    self._wake = -1
+        finally:
+            self._calling.release()
 
     def _ask(self, what: str, frames: Sequence[Sequence[memoryview]]) -> list[Any]:
         """Send each rank its frame; returns the values of their outcomes in the order of ranks."""
