@@ -168,7 +168,7 @@ class RowCopier:
         self._order = order
         self._specs = {spec.name: spec for spec in order.specs}
         self._ranks = ranks
-        self.error: Exception | None = None
+        self.error: EngineError | None = None
         self._scales: dict[str, torch.Tensor] = {}
         if order.quantization is not None:
             largest = _shared_maxima(order.quantization, weights, ranks)
@@ -194,7 +194,7 @@ class RowCopier:
             try:
                 if self.error is None:
                     self._copy_one(weight, sink, written, samples)
-            except (OSError, EngineError) as error:
+            except EngineError as error:
                 self.error = error
             has_more = num_bytes >= max_bytes
             if has_more:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,18 +58,21 @@ class RowWriter:
     def write(self, max_bytes: float = math.inf) -> WriteReceipt:
         """Write rows of the next weights, or all of them. Every rank is called alike."""
         outbox = _Outbox()
-        with ExitStack() as stack:
-            sink: Sink = outbox
-            # Files are there for ranks of other machines, too, or the update fails with their path.
-            if self._target.machine in (None, machine()):
-                try:
-                    sink = stack.enter_context(open_target(self._target))
-                except (OSError, EngineError) as error:
-                    self._copier.error = error
-            written, has_more = self._copier.copy(sink, max_bytes)
-        error = self._copier.error
-        if error is not None:
-            return WriteReceipt(has_more=has_more, error=f"rank {self._ranks.rank}: {error}")
+        written: list[WrittenRows] = []
+        has_more = has_begun = False
+        # Files are there for ranks of other machines, too, or the update fails with their path.
+        can_write = self._target.machine in (None, machine())
+        try:
+            with open_target(self._target) if can_write else nullcontext(outbox) as sink:
+                has_begun = True
+                written, has_more = self._copier.copy(sink, max_bytes)
+        except EngineError as error:
+            self._copier.error = error
+            if not has_begun:
+                _, has_more = self._copier.copy(outbox, max_bytes)
+        failure = self._copier.error
+        if failure is not None:
+            return WriteReceipt(has_more=has_more, error=f"rank {self._ranks.rank}: {failure}")
         return WriteReceipt(tuple(written), tuple(outbox.sent), has_more)
 
 

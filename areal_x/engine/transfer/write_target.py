@@ -92,8 +92,7 @@ def open_target(target: WriteTarget) -> Iterator[Sink]:
     """The target as this process writes it.
 
     Raises:
-        EngineError: it is memory of another machine, or of a process that has ended.
-        OSError: a file cannot be opened.
+        EngineError: it is memory of another machine or of a process that has ended, or a file cannot be opened.
     """
     if target.machine is None:
         with ExitStack() as stack:
@@ -145,9 +144,15 @@ class FileSink(Sink):
         self._places = dict(zip((spec.name for spec in target.order.specs), target.places, strict=True))
         self._paths = target.paths
         self._fds = []
-        for path in target.paths:
-            self._fds.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-            stack.callback(os.close, self._fds[-1])
+        for number, path in enumerate(target.paths):
+            with self._explained(number):
+                self._fds.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            stack.callback(self._close, number)
+
+    def _close(self, file: int) -> None:
+        # Some file systems say only here that there is no space.
+        with self._explained(file):
+            os.close(self._fds[file])
 
     def put(self, spec: TensorSpec, first_row: int, rows: torch.Tensor) -> None:
         """See ``Sink.put``. A type that differs is cast piece by piece."""
@@ -161,10 +166,15 @@ class FileSink(Sink):
 
     def _write_all(self, file: int, data: memoryview, offset: int) -> None:
         """Write all of it: one call to the kernel takes 2 GiB at most, and less where a limit is near."""
-        try:
+        with self._explained(file):
             while data:
                 written = os.pwrite(self._fds[file], data, offset)
                 data, offset = data[written:], offset + written
+
+    @contextmanager
+    def _explained(self, file: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             fix = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise EngineError(f"weights could not be written to {self._paths[file]}: {error.strerror}{fix}") from error
