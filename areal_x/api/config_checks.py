@@ -235,8 +235,9 @@ def _check_several_rewards(config: ExperimentConfig) -> None:
             raise bad_value(f"{key}.reward_key", repr(part.reward_key), "name the key of the reward in a returned dict")
         above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
         _check_reference(f"{key}.fn", part.fn)
-    weighed = [*reward.rewards.values(), *config.used_reward_models.values()]
-    if reward.rewards and not any(part.weight for part in weighed):
+    weights = [part.weight for part in reward.rewards.values()]
+    weights += [model.weight for model in config.used_reward_models.values()]
+    if reward.rewards and not any(weights):
         raise bad_value("reward.rewards", "all weights 0", "nothing could be learnt; give one of them another weight")
     one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
     if reward.aggregation == "normalize_then_sum":

@@ -38,6 +38,11 @@ async def test_a_wrong_turn_is_told_and_tried_again(chat_tokenizer: Any, scripte
     assert trajectory.outcome.metadata["last_turn_reward"] == 1.0
     assert trajectory.num_turns == 2
     assert trajectory.prompt + trajectory.completion == text
+    assert trajectory.metadata["turns"] == [
+        {"role": "assistant", "content": "wrong"},
+        {"role": "user", "content": "again"},
+        {"role": "assistant", "content": "right"},
+    ]
     assert engine.requests[0].session_id == engine.requests[1].session_id is not None
 
 
