@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,22 +37,11 @@ from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
 from areal_x.engine.train.step_totals import StepTotals
 from areal_x.engine.transfer.lora import AdapterFacts
+from areal_x.engine.transfer.weight_rows import LocalWeight
 
-__all__ = ["FSDPEngine", "LocalWeight"]
+__all__ = ["FSDPEngine"]
 
 BoolMask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class LocalWeight:
-    """What this rank holds of one published weight: ``rows`` (live, there may be none) from ``first_row`` on."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole weight."""
-    dtype: torch.dtype
-    first_row: int
-    rows: torch.Tensor
 
 
 class FSDPEngine(TrainEngine):

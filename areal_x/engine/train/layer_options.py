@@ -40,9 +40,7 @@ def apply_layer_options(
 def checkpoint_layers(layers: Sequence[torch.nn.Module]) -> None:
     """Keep only what enters each layer; the backward pass computes the rest again. Nothing in them is random."""
     for layer in layers:
-        layer.forward = functools.partial(  # type: ignore[method-assign]
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _compile_layers(layers: Sequence[torch.nn.Module]) -> None:
@@ -53,7 +51,7 @@ def _compile_layers(layers: Sequence[torch.nn.Module]) -> None:
     attention = ALL_ATTENTION_FUNCTIONS[PACKED_ATTENTION]
     AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(attention))
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def use_liger_kernels(model: PreTrainedModel, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -97,7 +98,7 @@ def _mesh_of_one(device: torch.device) -> DeviceMesh:
     """A group of this process alone, which ``fully_shard`` asks for to cast or offload weights."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     return DeviceMesh.from_group(group, device.type)
 
@@ -115,13 +116,17 @@ def local_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
         return tensor.detach(), 0
     num_rows, mesh = tensor.shape[0], tensor.device_mesh
     rows_per_rank = -(-num_rows // mesh.size())
-    return tensor.detach().to_local(), min(mesh.get_local_rank() * rows_per_rank, num_rows)
+    rows: torch.Tensor = tensor.to_local().detach()
+    return rows, min(mesh.get_local_rank() * rows_per_rank, num_rows)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor, gathered from all ranks if it is sharded; without gradient. Every rank must call it."""
-    tensor = tensor.detach()
-    return tensor.to(tensor.device_mesh.device_type).full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    gathered: Any = tensor.detach().to(tensor.device_mesh.device_type)
+    result: torch.Tensor = gathered.full_tensor()
+    return result
 
 
 def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
