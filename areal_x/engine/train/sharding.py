@@ -73,6 +73,8 @@ def shard_module(
         return
     if train.cpu_offload and device.type == "cpu":
         raise ConfigError("train.cpu_offload: the model is trained on a CPU, its weights are in the host's memory")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # A mesh takes the current one.
     options: dict[str, Any] = {
         "mesh": ranks.mesh or _mesh_of_one(device),
         "mp_policy": _precision(train, device),
@@ -97,7 +99,7 @@ def _precision(train: TrainConfig, device: torch.device) -> MixedPrecisionPolicy
 def _mesh_of_one(device: torch.device) -> DeviceMesh:
     """A group of this process alone, which ``fully_shard`` asks for to cast or offload weights."""
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     return DeviceMesh.from_group(group, device.type)
@@ -125,7 +127,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     gathered: Any = tensor.detach().to(tensor.device_mesh.device_type)
-    result: torch.Tensor = gathered.full_tensor()
+    result: torch.Tensor = gathered.to_local() if tensor.device_mesh.size() == 1 else gathered.full_tensor()
     return result
 
 
