@@ -108,7 +108,9 @@ def load_trainable(
     shard_module(packed, layers, ranks, train, device, methods=PackedScores.METHODS)
     if sharded:
         materialise(packed, model, torch.device("cpu") if train.cpu_offload else device)
-        load_into(model if has_head else model.base_model, path)
+        body = model.base_model
+        assert isinstance(body, PreTrainedModel)
+        load_into(model if has_head else body, path)
     else:
         packed.to(device)
     if not has_head:
