@@ -37,6 +37,8 @@ class RewardModelFiles:
     vocabulary_size: int
     max_positions: int | None
     """Longest sequence of the model, where it has a limit."""
+    pad_token_id: int | None
+    """What transformers takes for padding when it looks for the last token of a sequence."""
 
 
 def read_reward_model_files(key: str, folder: Path) -> RewardModelFiles:
@@ -56,6 +58,7 @@ def read_reward_model_files(key: str, folder: Path) -> RewardModelFiles:
     shapes = {name: entry["shape"] for table in tables.values() for name, entry in table.items()}
     _check_head_weights(key, folder, shapes)
     vocabulary, positions = text.get("vocab_size"), text.get("max_position_embeddings", text.get("n_positions"))
+    pad = config.get("pad_token_id", text.get("pad_token_id"))
     if not isinstance(vocabulary, int):
         raise bad_value(key, folder, "config.json has no vocab_size")
     return RewardModelFiles(
@@ -65,6 +68,7 @@ def read_reward_model_files(key: str, folder: Path) -> RewardModelFiles:
         num_parameters=sum(math.prod(shape) for shape in shapes.values()),
         vocabulary_size=vocabulary,
         max_positions=positions if isinstance(positions, int) else None,
+        pad_token_id=pad if isinstance(pad, int) else None,
     )
 
 

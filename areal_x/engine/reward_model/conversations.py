@@ -75,7 +75,7 @@ class ConversationRenderer:
         except (OSError, ValueError, KeyError) as error:
             text = str(error).splitlines()[0]
             raise ConfigError(f"{key}.path={files.folder}: its tokenizer could not be loaded: {text}") from error
-        self._pad = _padding_id(files, self._tokenizer)
+        self._pad = self._tokenizer.pad_token_id if files.pad_token_id is None else files.pad_token_id
         self._check_tokenizer()
         if config.chat_template:
             self._check_template()
@@ -160,11 +160,3 @@ def _step_ends(completion: str, separator: str | None) -> list[int]:
     if completion[start:].strip():
         ends.append(len(completion))
     return ends
-
-
-def _padding_id(files: RewardModelFiles, tokenizer: Any) -> int | None:
-    """What transformers takes for padding when it looks for the last token of a sequence."""
-    from transformers import AutoConfig
-
-    pad = getattr(AutoConfig.from_pretrained(files.folder), "pad_token_id", None)
-    return pad if pad is not None else tokenizer.pad_token_id
