@@ -418,9 +418,8 @@ async def measure(
 
 def report(figures: dict[str, Any]) -> None:
     """Print all figures."""
-    print(
-        f"{figures['benchmark']}, staleness 2, {figures['steps']} steady steps, {figures['samples_per_second']:.0f} samples/s"
-    )
+    speed = f"{figures['samples_per_second']:.0f} samples/s"
+    print(f"{figures['benchmark']}, staleness 2, {figures['steps']} steady steps, {speed}")
     print(f"  step in the run                {figures['step_ms']:7.1f} ms")
     for name in ("train", "generation", "rewards"):
         inside = f"   (in the run {figures[f'{name}_in_run_ms']:.1f} ms)" if f"{name}_in_run_ms" in figures else ""
