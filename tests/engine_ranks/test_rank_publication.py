@@ -204,7 +204,7 @@ def test_readers_find_a_byte_that_changed_after_the_write() -> None:
         staging.write(1, named(1))
         change_a_byte(staging)
     with pytest.raises(SharedMemoryError, match=r"down_proj\.weight' in shared memory is not what was written"):
-        SharedVersion(memory.load_order())
+        read_shared(memory)
     targets = {name: tensor.clone() for name, tensor in named(0)}
     with pytest.raises(EngineError, match=r"down_proj\.weight' in shared memory is not what was written as version 1"):
         WeightsReader(shared.new_reader()).copy_into(targets, 1)

@@ -247,9 +247,6 @@ class SharedVersion:
         if int(self._shared.words[KEY]) != int(order["key"]):
             raise SharedMemoryError(f"{path} is not the memory that was meant; its process has ended")
         self._buffer, self._sequence = self._find()
-        wrong = self._shared.wrong_tensor(self._buffer, self.version)
-        if wrong is not None and int(self._shared.words[SEQUENCE + self._buffer]) == self._sequence:
-            raise SharedMemoryError(f"weight {wrong!r} in shared memory is not what was written; load again")
 
     def _find(self) -> tuple[int, int]:
         words = self._shared.words
@@ -266,7 +263,14 @@ class SharedVersion:
         raise SharedMemoryError(f"version {self.version} is not in shared memory (any more); ask for the newest")
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and view of each tensor."""
+        """Name and view of each tensor.
+
+        Raises:
+            SharedMemoryError: a tensor is not what was written; before the first is given.
+        """
+        wrong = self._shared.wrong_tensor(self._buffer, self.version)
+        if wrong is not None and int(self._shared.words[SEQUENCE + self._buffer]) == self._sequence:
+            raise SharedMemoryError(f"weight {wrong!r} in shared memory is not what was written; load again")
         yield from self._shared.buffers[self._buffer].items()
 
     def __enter__(self) -> SharedVersion:

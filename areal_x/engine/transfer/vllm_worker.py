@@ -152,8 +152,7 @@ class _Engine(WeightTransferEngine[_JoinInfo, _UpdateInfo]):
 @contextmanager
 def _shared_memory(order: dict[str, Any]) -> Iterator[_Source]:
     with SharedVersion(order) as version:
-        named = dict(version.tensors())
-        yield _specs_of(named.items()), named.items()
+        yield specs_from_json(order["specs"]), version.tensors()
 
 
 @contextmanager
