@@ -47,7 +47,7 @@ class ServerActor:
         self._host = LocalHost()
         self._process: ServerProcess | None = None
 
-    @ray.method(max_task_retries=-1)  # type: ignore[call-overload]
+    @ray.method(max_task_retries=-1)
     async def start(self, kind: str, settings: LaunchSettings, log_path: str) -> tuple[str, int, bool]:
         """Start a server, in place of an earlier one; its address, process id, and whether its log is where the driver
         reads it. Asked while Ray starts the actor again, it waits for that."""
