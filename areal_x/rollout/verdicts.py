@@ -89,10 +89,9 @@ class GroupVerdicts:
         """
         self._ledger.account_scores(outcomes)
         accepted = []
-        while self._held:
-            pending = self._held[0].pending
+        # All stay held until the last verdict: an error then leaves none of them without an end.
+        for pending in [held.pending for held in self._held]:
             assembled, reason = self._finisher.finish(pending)
-            del self._held[0]
             if assembled.group is None or reason is not None:
                 self._budget.on_taken_back()
                 self._reject(assembled, reason)
@@ -100,6 +99,7 @@ class GroupVerdicts:
             self._ledger.close_assembled(assembled)
             self._failures.on_group(True, self._ledger.counts.rejected)
             accepted.append(ReadyGroup(pending.group_id, assembled.group, assembled.kept, pending))
+        self._held.clear()
         return accepted
 
     def give_up(self) -> list[Episode]:

@@ -138,3 +138,16 @@ async def test_groups_that_are_held_when_the_run_ends_are_cancelled() -> None:
         await executor.next_candidates(2)
         executor.check_conservation()
     assert executor.counts.cancelled == executor.counts.submitted >= 4
+
+
+async def test_an_error_in_one_verdict_loses_no_group() -> None:
+    """The groups before it were accepted, but nobody has got them."""
+    executor = waiting_executor(on_failure="raise")
+    async with running(executor):
+        candidates = await executor.next_candidates(3)
+        last = candidates[-1].group_id
+        with pytest.raises(RewardError, match="too long"):
+            executor.settle_candidates(score(candidates, lambda group_id, _: None if group_id == last else 1.0))
+        executor.check_conservation()
+    assert executor.counts.cancelled == executor.counts.submitted
+    executor.check_conservation()
