@@ -68,11 +68,12 @@ def make_engine(
     num_tokens: int = VOCABULARY,
     pad_token_id: int = PAD,
     ranks: RankContext = ONE_RANK,
+    mixed_precision: str = "auto",
 ) -> PreferenceEngine:
     """An engine on one thread of the CPU."""
     return PreferenceEngine(
         path,
-        TrainConfig(micro_batch_tokens=budget),
+        TrainConfig(micro_batch_tokens=budget, mixed_precision=mixed_precision),
         PreferenceConfig(steps=steps, learning_rate=learning_rate, warmup_steps=5),
         MODEL,
         pad_token_id=pad_token_id,

@@ -135,8 +135,13 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     assert engine.train_step(batch)["rm/skipped_steps"] == 0
 
 
-def test_a_growing_vocabulary_gets_rows(tmp_path: Path) -> None:
-    engine = make_engine(save_causal(tmp_path / "model", "qwen3"), num_tokens=VOCABULARY + 1, pad_token_id=VOCABULARY)
+@pytest.mark.parametrize("mixed_precision", ["float32", "bfloat16"])
+def test_a_growing_vocabulary_gets_rows(mixed_precision: str, tmp_path: Path) -> None:
+    """One rank loads alike, whatever it computes in."""
+    path = save_causal(tmp_path / "model", "qwen3")
+    grown = {"num_tokens": VOCABULARY + 1, "pad_token_id": VOCABULARY}
+    engine = make_engine(path, mixed_precision=mixed_precision, **grown)
+    assert np.isfinite(engine.train_step(random_pairs(4, seed=0))["rm/grad_norm"])
     assert engine.model.get_input_embeddings().weight.shape[0] == VOCABULARY + 1
     engine.save(tmp_path / "saved")
     assert make_engine(tmp_path / "saved").model.config.vocab_size == VOCABULARY + 1

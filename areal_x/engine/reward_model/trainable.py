@@ -92,10 +92,10 @@ def load_trainable(
     Raises:
         ConfigError: the model cannot be loaded, has another head, or cannot be trained packed.
     """
-    sharded = needs_sharding(ranks, train, device)
-    model, has_head = _read_model(path, config, empty=sharded)
+    by_rows = ranks.num_ranks > 1
+    model, has_head = _read_model(path, config, empty=by_rows)
     if num_tokens > embedding_rows(model):
-        if sharded:
+        if by_rows:
             raise ConfigError(
                 f"model.path: {path} has {embedding_rows(model)} embeddings for {num_tokens} tokens, as the tokenizer "
                 "has no padding token that no conversation ends with; give it one, or train with train.num_ranks=1"
@@ -104,15 +104,16 @@ def load_trainable(
     model.config.pad_token_id = pad_token_id
     model.eval()
     packed = PackedScores(model)
-    layers = decoder_layers(model) if sharded or train.gradient_checkpointing or train.compile else []
+    needs_layers = needs_sharding(ranks, train, device) or train.gradient_checkpointing or train.compile
+    layers = decoder_layers(model) if needs_layers else []
+    if not by_rows and not train.cpu_offload:
+        packed.to(device)
     shard_module(packed, layers, ranks, train, device, methods=PackedScores.METHODS)
-    if sharded:
-        materialise(packed, model, torch.device("cpu") if train.cpu_offload else device)
+    if by_rows:
+        materialise(packed, model, torch.device("cpu") if train.cpu_offload else device, device)
         body = model.base_model
         assert isinstance(body, PreTrainedModel)
         load_into(model if has_head else body, path)
-    else:
-        packed.to(device)
     if not has_head:
         _new_head(model, seed)
     _check_packing(packed, str(path), train, device)
