@@ -75,7 +75,8 @@ def check_reward_model_memory(
         ConfigError: one does not; with the numbers.
     """
     facts, train = train_engine.facts, config.train
-    if facts.device == "cpu" or not models:
+    # The driver of a cluster may have no GPU to ask; its ranks find out when they load.
+    if facts.device == "cpu" or not models or not torch.cuda.is_available():
         return
     device = torch.device(facts.device)
     policy = trainer_bytes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from areal_x.api.errors import ConfigError
 from areal_x.api.records import FloatArray
 from areal_x.engine.init_model import init_model
 from areal_x.engine.placement import Placement
-from areal_x.engine.ranks.rank_group import RankGroup
+from areal_x.engine.ranks.rank_group import RankGroup, device_of_rank
 from areal_x.engine.reward_model.preference_batch import PreferenceBatch
 from areal_x.engine.reward_model.preference_engine import PreferenceEngine
 from areal_x.engine.reward_model.preference_loss import held_out_metrics
@@ -52,7 +53,9 @@ class RankedPreferences:
 
     def __init__(self, group: RankGroup, arguments: dict[str, Any]) -> None:
         self._group = group
-        group.build(ROLE, FACTORY, arguments)
+        model = arguments["model"]
+        own = dataclasses.replace(model, device=device_of_rank(model.device))
+        group.build(ROLE, FACTORY, arguments | {"model": own})
 
     def train_step(self, batch: PreferenceBatch) -> dict[str, float]:
         metrics: dict[str, float] = self._group.call(ROLE, "train_step", batch)[0]

@@ -24,7 +24,7 @@ from areal_x.api.reward_model_checks import local_folder, reward_model_key
 from areal_x.api.reward_model_files import RewardModelFiles, read_reward_model_files
 from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.engine.ranks.rank_context import RankContext
-from areal_x.engine.ranks.rank_group import RankGroup
+from areal_x.engine.ranks.rank_group import RankGroup, device_of_rank
 from areal_x.engine.reward_model.conversations import Conversation, ConversationRenderer
 from areal_x.engine.reward_model.scorer import make_scorer
 from areal_x.engine.reward_model.scoring_batch import (
@@ -101,12 +101,13 @@ class LoopModel:
     scorers: Scorers | None = None
 
     def load(self, device: str, group: RankGroup | None, trust_remote_code: bool) -> None:
-        """Make the scorers, in this process or on a group of ranks; raises ``ConfigError`` as ``make_scorer``."""
+        """Make the scorers, in this process on ``device``, or on a group of ranks; raises ``ConfigError`` as
+        ``make_scorer``."""
         arguments = {
             "key": self.key,
             "config": self.config,
             "files": self.files,
-            "device": device,
+            "device": device if group is None else device_of_rank(device),
             "trust_remote_code": trust_remote_code,
         }
         self.scorers = _InProcess(**arguments) if group is None else _OnRanks(group, self.name, **arguments)

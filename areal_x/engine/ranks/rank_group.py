@@ -6,7 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["RankGroup"]
+__all__ = ["RankGroup", "device_of_rank"]
+
+
+def device_of_rank(device: str) -> str:
+    """What a rank calls its device: it sees one GPU, whatever number that has in ``model.device``."""
+    return device.partition(":")[0]
 
 
 class RankGroup(ABC):

@@ -15,7 +15,7 @@ import torch
 from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
 from areal_x.api.engine_api import PolicyFacts, TrainEngine
 from areal_x.api.records import FloatArray, TrainBatch
-from areal_x.engine.ranks.rank_group import RankGroup
+from areal_x.engine.ranks.rank_group import RankGroup, device_of_rank
 from areal_x.engine.transfer.lora import AdapterFacts
 
 __all__ = ["POLICY", "RankedTrainEngine"]
@@ -52,14 +52,15 @@ class RankedTrainEngine(TrainEngine):
             "model_path": model_path,
             "train": train,
             "algorithm": algorithm,
-            # Each rank sees one GPU, whatever its number is here.
-            "model": dataclasses.replace(model, device=model.device.partition(":")[0]),
+            "model": dataclasses.replace(model, device=device_of_rank(model.device)),
             "temperature": temperature,
             "reference_path": reference_path,
         }
         group.build(POLICY, _FACTORY, arguments)
         facts: PolicyFacts = group.call(POLICY, "get_facts")[0]
-        self._facts = facts
+        # This process sees all GPUs: the first rank's has its number here.
+        has_number = facts.device.startswith("cuda") and model.device.startswith("cuda:")
+        self._facts = dataclasses.replace(facts, device=model.device) if has_number else facts
 
     @property
     def facts(self) -> PolicyFacts:
