@@ -154,7 +154,8 @@ def test_the_kernel_is_chosen_by_device_numbers_and_model(monkeypatch: pytest.Mo
     assert varlen.choose_kernel(plain, GPU, torch.bfloat16) == varlen.TORCH_VARLEN
     assert varlen.choose_kernel(plain, torch.device("cpu"), torch.bfloat16) == SDPA
     assert varlen.choose_kernel(plain, GPU, torch.float32) == SDPA
-    assert varlen.choose_kernel(LlamaConfig(head_dim=512), GPU, torch.bfloat16) == SDPA
+    for head_size in (512, 20):
+        assert varlen.choose_kernel(LlamaConfig(head_dim=head_size), GPU, torch.bfloat16) == SDPA
     assert varlen.choose_kernel(capped, GPU, torch.bfloat16) == SDPA
     found.append("flash_attn")
     assert varlen.choose_kernel(capped, GPU, torch.bfloat16) == varlen.FLASH_ATTN

@@ -179,7 +179,8 @@ class FSDPEngine(TrainEngine):
         """See ``TrainEngine.discard``."""
         self._totals = None
         self.optimizer.clear()
-        free_gathered(self.policy)
+        for model in filter(None, (self.policy, self.reference)):
+            free_gathered(model)
 
     def release_memory(self) -> None:
         """See ``TrainEngine.release_memory``; PyTorch keeps freed blocks for itself otherwise."""

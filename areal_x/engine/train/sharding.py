@@ -126,8 +126,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor, gathered from all ranks if it is sharded; without gradient. Every rank must call it."""
     if not isinstance(tensor, DTensor):
         return tensor.detach()
+    if tensor.device_mesh.size() == 1:
+        # Where it lies: on a thread that has not chosen a GPU, "cuda" would be the first one.
+        return tensor.to_local().detach()
     gathered: Any = tensor.detach().to(tensor.device_mesh.device_type)
-    result: torch.Tensor = gathered.to_local() if tensor.device_mesh.size() == 1 else gathered.full_tensor()
+    result: torch.Tensor = gathered.full_tensor()
     return result
 
 

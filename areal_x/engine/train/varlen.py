@@ -21,8 +21,8 @@ __all__ = ["FLASH_ATTN", "KERNELS", "TORCH_VARLEN", "choose_kernel", "varlen_att
 
 TORCH_VARLEN = "torch_varlen"
 FLASH_ATTN = "flash_attn"
-MAX_HEAD_SIZE = 256
-"""Largest D that the kernels take."""
+MAX_HEAD_SIZE, HEAD_SIZE_MULTIPLE = 256, 8
+"""Largest D that the kernels take, and what it has to be a multiple of."""
 
 
 def choose_kernel(config: Any, device: torch.device, dtype: torch.dtype) -> str:
@@ -34,7 +34,7 @@ def choose_kernel(config: Any, device: torch.device, dtype: torch.dtype) -> str:
         return SDPA
     text = config.get_text_config()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if head_size > MAX_HEAD_SIZE or torch.cuda.get_device_capability(device) < (8, 0):
+    if head_size > MAX_HEAD_SIZE or head_size % HEAD_SIZE_MULTIPLE or torch.cuda.get_device_capability(device) < (8, 0):
         return SDPA
     if getattr(text, "attn_logit_softcapping", None) is None and _has_torch_varlen():
         return TORCH_VARLEN
