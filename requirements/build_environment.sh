@@ -24,8 +24,8 @@ build() {
     building=$(mktemp -d "$root/.$kind-XXXXXX")
     chmod 755 "$building"
     trap 'rm -rf "$building"' EXIT
-    # With pip of its own: vLLM lists its packages by it when it is asked what it runs on.
-    "$python" -m venv "$building"
+    # pip of the caller installs into it: nobody installs anything into it later.
+    "$python" -m venv --without-pip "$building"
     # The lists for a CPU are complete: what else their packages depend on would never be imported.
     local dependencies=(--no-deps)
     [ "$kind" != sglang_gpu ] || dependencies=()
