@@ -133,6 +133,7 @@ def _check_no_servers(rollout: RolloutConfig) -> None:
     if rollout.colocated:
         fix = f"needs servers that can sleep, rollout.engine=vllm or sglang, not {engine}"
         raise bad_value("rollout.colocated", "true", fix)
+    one_of("rollout.server.weights", server.weights, ("auto", *WEIGHT_WAYS))
     if server.quantization is not None:
         fix = f"weights are quantised for vllm and sglang, not for rollout.engine={engine}; set it to null"
         raise bad_value("rollout.server.quantization", server.quantization, fix)

@@ -33,6 +33,7 @@ def check_cluster(config: ExperimentConfig) -> None:
     if cluster.kind == "local":
         for key, asks in (
             ("num_nodes", cluster.num_nodes > 1),
+            ("gpus_per_node", cluster.gpus_per_node is not None),
             ("address", cluster.address is not None),
             ("driver_on_cluster", cluster.driver_on_cluster),
         ):

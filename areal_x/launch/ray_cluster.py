@@ -87,6 +87,7 @@ class RayCluster:
             return
         address = find_address(config.cluster.address)
         if address is None:
+            _check_one_node(config.cluster.num_nodes)
             # Numbers of CPUs are for Ray's books alone: more processes than cores are slower, but run.
             processes = num_ranks + num_servers_to_start(config) + config.cluster.driver_on_cluster
             self._start_local(max(os.cpu_count() or 1, processes))
@@ -162,6 +163,14 @@ def find_address(given: str | None) -> str | None:
         return file.read_text().strip() or None if file.stat().st_uid == os.getuid() else None
     except OSError:
         return None
+
+
+def _check_one_node(num_nodes: int) -> None:
+    """A Ray that is started here has this machine alone; that is known before it takes its time to start."""
+    if num_nodes > 1:
+        found = "no Ray cluster was found, and one that is started here has this machine alone"
+        fix = "start it (ray start --head here, ray start --address=HEAD:6379 on the others), or set cluster.address"
+        raise ConfigError(f"cluster.num_nodes={num_nodes}: {found}; {fix}")
 
 
 def _no_connection(address: str, error: Exception) -> ConfigError:

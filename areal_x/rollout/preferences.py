@@ -191,7 +191,9 @@ def _text(row: Row, place: str, column: str, key: str) -> Text:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        kind = {"NoneType": "null", "list": "an empty list"}.get(type(value).__name__, f"a {type(value).__name__}")
+        kind = {"NoneType": "null", "list": "an empty list"}.get(
+            type(value).__name__, f"of type {type(value).__name__}"
+        )
         raise DataError(f"{place}: column {column!r} is {kind}; expected text or a list of messages")
     for number, message in enumerate(value, start=1):
         good = isinstance(message, dict) and isinstance(message.get("role"), str)

@@ -58,6 +58,7 @@ def test_what_works_passes(tmp_path: Path, changes: dict[str, Any]) -> None:
         (adapters("vllm", 0), f"{WAY}: sends adapters, and none are trained; set train.lora.rank"),
         (adapters("vllm", 513), "train.lora.rank=513: vLLM serves adapters up to rank 512"),
         (adapters("embedded"), f"{WAY}: is for vllm and sglang, and rollout.engine=embedded; use auto"),
+        ({"rollout.server.weights": "lara"}, "rollout.server.weights=lara: did you mean lora?"),
         (adapters("sglang", **{"model.device": "cpu"}), f"{WAY}: SGLang serves adapters on a GPU only"),
         (
             adapters("vllm", **{"rollout.base_urls": ["http://127.0.0.1:1"]}),

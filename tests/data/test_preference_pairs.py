@@ -116,7 +116,7 @@ def test_what_is_held_out(tmp_path: Path) -> None:
         ({"chosen": "b", "rejected": "c"}, "no column 'prompt', only chosen, rejected; set preferences.prompt_key"),
         (GOOD | {"prompt": " "}, "the prompt .* is empty"),
         (GOOD | {"chosen": None}, "column 'chosen' is null; expected text or a list of messages"),
-        (GOOD | {"chosen": 4}, "column 'chosen' is a int"),
+        (GOOD | {"chosen": 4}, "column 'chosen' is of type int;"),
         (GOOD | {"rejected": []}, "column 'rejected' is an empty list"),
         (GOOD | {"rejected": [{"role": "assistant"}]}, "message 1 of column 'rejected' is not an object with role"),
         (GOOD | {"rejected": [WRONG]}, "are text and messages; make both the same"),

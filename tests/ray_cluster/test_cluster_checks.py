@@ -17,7 +17,7 @@ from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.launch import ray_cluster
 from areal_x.launch.cluster_plan import Node, make_plan, with_way_to_far_servers
 from areal_x.launch.compose import ConfigSource, compose_config
-from areal_x.launch.ray_cluster import find_address
+from areal_x.launch.ray_cluster import RayCluster, find_address
 from areal_x.launch.sent_files import pack_files, unpack_files
 
 TWO = [Node("a", "10.0.0.1", 16, 4), Node("b", "10.0.0.2", 16, 4)]
@@ -78,6 +78,10 @@ def test_gpus_are_asked_of_nodes_that_have_none() -> None:
     [
         (["cluster.kind=rai"], r"cluster.kind=rai: did you mean ray\?"),
         (["cluster.kind=local", "cluster.num_nodes=2"], r"cluster.num_nodes=2: needs a cluster; add cluster=ray"),
+        (
+            ["cluster.kind=local", "cluster.gpus_per_node=8"],
+            r"cluster.gpus_per_node=8: needs a cluster; add cluster=ray",
+        ),
         (["model.device=cuda:1"], r"model.device=cuda:1: Ray deals out the GPUs"),
         (["rollout=vllm", "rollout.colocated=true"], r"rollout.colocated=true: with cluster.kind=ray every server"),
         (["rollout=vllm", "rollout.server.gpus=[0]"], r"rollout.server.gpus=\[0\]: with cluster.kind=ray servers get"),
@@ -86,6 +90,11 @@ def test_gpus_are_asked_of_nodes_that_have_none() -> None:
 def test_settings_that_cannot_work_are_named(changes: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         train_checks.check_cluster(config(*changes))
+
+
+def test_a_ray_that_would_be_started_here_has_one_node() -> None:
+    with pytest.raises(ConfigError, match=r"cluster.num_nodes=4: no Ray cluster was found, .* set cluster.address"):
+        RayCluster(config("cluster.num_nodes=4", "cluster.address=local"), 1)
 
 
 def test_ray_that_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
