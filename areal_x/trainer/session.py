@@ -150,7 +150,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         )
         await train_while_rolling_out(trainer, executor)
         await evaluator.evaluate(config.train.total_steps, train_engine.version)
-        save_policy(run, train_engine, tokenizer)
+        await thread.call(save_policy, run, train_engine, tokenizer)
     finish(run)
 
 
@@ -166,9 +166,10 @@ async def start_engine(run: Run, engine: InferenceEngine, tokenizer: Any, train_
             await starting
             await engine.sleep()
         group.create_task(supervise(run, tokenizer, train_engine), name="warm start")
-    train = config.train
-    train_engine.reset_optimizer(train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
-    train_engine.release_memory()
+    train, thread = config.train, run.thread
+    rates = (train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
+    await thread.call(train_engine.reset_optimizer, *rates)
+    await thread.call(train_engine.release_memory)
     train_engine.version += 1
 
 
@@ -192,7 +193,7 @@ async def run_supervised(config: ExperimentConfig, given: Given) -> None:
         ranks = await stack.enter_async_context(open_ranks(config, given.placement, run.directory, run.thread))
         train_engine = await run.thread.call(roles.make_train_engine, config, model_path, ranks)
         await supervise(run, tokenizer, train_engine)
-        save_policy(run, train_engine, tokenizer)
+        await run.thread.call(save_policy, run, train_engine, tokenizer)
     print(f"wrote {run.directory / 'policy'}; use it with model.path={run.directory / 'policy'}")
 
 

@@ -115,7 +115,8 @@ async def warm_start(
         )
     )
     display.phase(f"warm start: {sft.steps} supervised steps of {sft.batch_size} on {len(examples)} examples")
-    train_engine.reset_optimizer(sft.learning_rate, sft.lr_schedule, sft.warmup_steps, sft.steps)
+    rates = (sft.learning_rate, sft.lr_schedule, sft.warmup_steps, sft.steps)
+    await thread.call(train_engine.reset_optimizer, *rates)
     started = time.monotonic()
     report_every = max(1, sft.steps // LOSS_REPORTS)
     for step, batch in enumerate(itertools.islice(examples.batches(sft.batch_size), sft.steps), start=1):
