@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(error: ArealXError) -> None:
     tail = getattr(error, "tail", "")
-    if tail:
+    # The error of a rank holds its last lines itself.
+    if not all(line in str(error) for line in tail.splitlines()):
         print(tail.rstrip(), file=sys.stderr)
     print(f"areal-x: error: {error}", file=sys.stderr)
 

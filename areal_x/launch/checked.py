@@ -5,19 +5,31 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config, check_reward_training
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.server_checks import check_trains
-from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
+from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, parse_override, to_yaml
 from areal_x.launch.server_environment import check_server_environment
 from areal_x.launch.trainer_environment import check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 from areal_x.rollout.preferences import check_first_pair
 
 __all__ = ["checked_config", "dry_run"]
+
+_OWN_KEYS = {
+    "data.path": "preferences.path",
+    "reward_model.path": "model.path, the model that is trained",
+    "train.batch_size": "preferences.batch_size, in pairs",
+    "train.learning_rate": "preferences.learning_rate",
+    "train.lr_schedule": "preferences.lr_schedule",
+    "train.total_steps": "preferences.steps",
+    "train.warmup_steps": "preferences.warmup_steps",
+}
+"""What a reward model's training has under another key."""
 
 
 def checked_config(command: str, source: ConfigSource, overrides: Sequence[str]) -> ExperimentConfig:
@@ -31,6 +43,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     """
     if command == "train-rm":
         config = compose_config(source, overrides, unused=("data.path",))
+        _check_keys_of_preferences(overrides)
         check_reward_training(config)
         _check_extras(config)
         check_first_pair(config)
@@ -55,6 +68,14 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if command != "eval":
         check_trainer_environment(config)
     return config
+
+
+def _check_keys_of_preferences(overrides: Sequence[str]) -> None:
+    """Keys of a policy's training that a command names would change nothing, where a file may serve both commands."""
+    for override in map(parse_override, overrides):
+        own = _OWN_KEYS.get(override.key_or_group)
+        if own is not None:
+            raise bad_value(override.key_or_group, override.value(), f"is not for areal-x train-rm; use {own}")
 
 
 def _check_extras(config: ExperimentConfig) -> None:

@@ -319,3 +319,16 @@ def test_an_interrupted_sweep_stops_its_run_and_starts_no_other(
         assert time.monotonic() - interrupted_at < 5
     assert "== 1 of 2 runs" in printed
     assert not (tmp_path / "runs" / "quickstart_seed-1").exists()
+
+
+@pytest.mark.parametrize(
+    "message", ["rank 1 of 2 died\nlast lines of rank 1:\nout of memory\nat step 3", "a server died"]
+)
+def test_the_last_lines_of_a_process_are_told_once(
+    message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    use_trainer(monkeypatch, raising(EngineDiedError(message, "out of memory\nat step 3")))
+    assert main(["train", "--config-name", "quickstart"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("out of memory") == told.count("at step 3") == told.count(message) == 1

@@ -148,6 +148,9 @@ def test_two_ranks_write_what_one_does_and_a_reward_model_is_trained_on(tmp_path
         (["preferences.path=pairs.jsonl", "train.lora.rank=8"], "train.lora.rank=8: reward models are trained whole"),
         (["preferences.path=pairs.jsonl", "model.path=models/none"], "model.path=models/none: no such folder"),
         (["preferences.path=pairs.jsonl", "preferences.stepz=3"], "did you mean preferences.steps?"),
+        (["preferences.path=pairs.jsonl", "train.learning_rate=1e-5"], "=1e-05: is not for areal-x train-rm; use pref"),
+        (["data.path=pairs.jsonl"], "data.path=pairs.jsonl: is not for areal-x train-rm; use preferences.path"),
+        (["reward_model.path=models/old"], "use model.path, the model that is trained"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_loaded(

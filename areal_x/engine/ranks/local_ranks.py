@@ -212,7 +212,8 @@ class LocalRanks(RankGroup):
                 tails = {rank: rank.tail() for rank in witnesses}
                 tail = "\n".join(tails.values())
                 lines = "".join(
-                    f"\nlast lines of rank {rank.rank}{_place(rank.log_path)}:\n{text}" for rank, text in tails.items()
+                    f"\nlast lines of rank {rank.rank}{_place(rank.log_path)}:\n{text or '(it printed nothing)'}"
+                    for rank, text in tails.items()
                 )
                 self._death = EngineDiedError(f"{message}; all ranks are stopped{lines}", tail)
             death = self._death

@@ -214,7 +214,7 @@ class RayRanks(RankGroup):
             if self._death is None:
                 tails = {rank: self._tail(rank) for rank in witnesses}
                 lines = "".join(
-                    f"\nlast lines of rank {rank} ({self._logs.get(rank, 'no log')}):\n{text}"
+                    f"\nlast lines of rank {rank} ({self._logs.get(rank, 'no log')}):\n{text or '(it printed nothing)'}"
                     for rank, text in tails.items()
                 )
                 self._death = EngineDiedError(f"{message}; all ranks are stopped{lines}", "\n".join(tails.values()))
