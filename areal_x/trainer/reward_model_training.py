@@ -26,6 +26,7 @@ from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.preferences import Preferences, load_preferences
 from areal_x.trainer.given import Given
 from areal_x.trainer.preference_data import EncodedPairs, encode_pairs, ensure_padding
+from areal_x.trainer.ranks import RANK_LOGS
 from areal_x.trainer.session import open_files
 from areal_x.trainer.trainer_thread import TrainerThread
 
@@ -164,7 +165,7 @@ def _start(
     stack: contextlib.ExitStack,
 ) -> Trainee:
     """The reward model, in this process or on the ranks of ``train.num_ranks``, which end with ``stack``."""
-    group = placement.start_ranks(config.train, config.model.device, directory)
+    group = placement.start_ranks(config.train, config.model.device, directory / RANK_LOGS)
     if group is None:
         return PreferenceEngine(**arguments)
     stack.callback(group.close)

@@ -127,6 +127,8 @@ def test_two_ranks_write_what_one_does_and_a_reward_model_is_trained_on(tmp_path
     start = metrics_of(tmp_path / "runs" / "one")[-1]["rm/held_out_loss"]
     assert alone[0]["rm/held_out_loss"] == pytest.approx(start, abs=1e-5)
     assert_equal_scores(tmp_path / "runs" / "ranks_2", chat=True)
+    for rank in (0, 1):
+        assert "view" not in (tmp_path / "runs" / "ranks_2" / "ranks" / f"rank{rank}.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ class PackedScores(torch.nn.Module):
         assert isinstance(head, torch.nn.Linear)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         bias = None if head.bias is None else head.bias.to(wide)
-        return torch.nn.functional.linear(hidden.to(wide), head.weight.to(wide), bias).squeeze(-1)
+        scores = torch.nn.functional.linear(hidden.to(wide), head.weight.to(wide), bias)
+        return scores.squeeze(-1).clone()  # Sharding hangs its hooks on what a forward returns, and warns of views.
 
 
 def load_trainable(
