@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from areal_x.launch.cluster_plan import Node, make_plan, num_servers_to_start
 __all__ = ["RayCluster", "find_address"]
 
 _OBJECT_STORE_BYTES = 2**30
+_CONNECT_SECONDS = 10.0
 _LOOPBACK_ONLY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The name is historical: a node whose processes are only for this machine.
@@ -92,6 +94,7 @@ class RayCluster:
             processes = num_ranks + num_servers_to_start(config) + config.cluster.driver_on_cluster
             self._start_local(max(os.cpu_count() or 1, processes))
             return
+        _check_reachable(address)
         self._set({"RAY_USAGE_STATS_ENABLED": "0"})
         import ray
 
@@ -171,6 +174,17 @@ def _check_one_node(num_nodes: int) -> None:
         found = "no Ray cluster was found, and one that is started here has this machine alone"
         fix = "start it (ray start --head here, ray start --address=HEAD:6379 on the others), or set cluster.address"
         raise ConfigError(f"cluster.num_nodes={num_nodes}: {found}; {fix}")
+
+
+def _check_reachable(address: str) -> None:
+    """Ray asks for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdecimal():
+        return  # Another form, such as `auto`.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_connection(address, error) from error
 
 
 def _no_connection(address: str, error: Exception) -> ConfigError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_settings_that_cannot_work_are_named(changes: list[str], words: str) -> 
 def test_a_ray_that_would_be_started_here_has_one_node() -> None:
     with pytest.raises(ConfigError, match=r"cluster.num_nodes=4: no Ray cluster was found, .* set cluster.address"):
         RayCluster(config("cluster.num_nodes=4", "cluster.address=local"), 1)
+
+
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # Taken, and not listening.
+        address = "{}:{}".format(*closed.getsockname())
+        with pytest.raises(ConfigError, match=rf"no Ray cluster answers at {address} \(.*refused\); start it"):
+            RayCluster(config(f"cluster.address='{address}'"), 1)
 
 
 def test_ray_that_is_missing_or_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
