@@ -101,6 +101,7 @@ def test_resident_memory_does_not_grow_over_many_cycles(large_model: Path) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_allocator_is_back_at_its_baseline_after_each_of_200_cycles(large_model: Path) -> None:
     scorer = scorer_on(large_model, "cuda")
     kept = scorer_on(large_model, "cuda", offload=False)
