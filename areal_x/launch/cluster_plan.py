@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.server_checks import SERVER_ENGINES
 
-__all__ = ["Node", "Plan", "make_plan", "num_servers_to_start", "with_way_to_far_servers"]
+__all__ = ["Node", "Plan", "make_plan", "num_servers_to_start"]
 
 
 @dataclass(frozen=True)
@@ -82,25 +80,6 @@ def make_plan(config: ExperimentConfig, nodes: Sequence[Node], num_ranks: int) -
         room[most] -= max(1, per_server)
         server_nodes.append(chosen[most])
     return Plan(tuple(rank_nodes), tuple(server_nodes), per_rank, per_server)
-
-
-def with_way_to_far_servers(config: ExperimentConfig, plan: Plan, own: Node) -> ExperimentConfig:
-    """The configuration with weights in files where servers are on other machines than the driver, ``own``: all other
-    ways end at this machine.
-
-    Raises:
-        ConfigError: it names another way.
-    """
-    far = [node for node in plan.server_nodes if node.node_id != own.node_id]
-    if not far or config.rollout.server.weights == "disk":
-        return config
-    if config.rollout.server.weights not in ("auto", "lora"):
-        fix = f"does not reach the server on {far[0].address}; use disk or auto, with a runs_dir that all machines see"
-        raise bad_value("rollout.server.weights", config.rollout.server.weights, fix)
-    config = copy.deepcopy(config)
-    if config.rollout.server.weights == "auto":
-        config.rollout.server.weights = "disk"
-    return config
 
 
 def _choose(config: ExperimentConfig, nodes: Sequence[Node]) -> list[Node]:

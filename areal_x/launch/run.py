@@ -83,7 +83,6 @@ def placed(command: Command, config: ExperimentConfig) -> Iterator[tuple[Experim
 
         yield config, LocalPlacement()
         return
-    from areal_x.launch.cluster_plan import with_way_to_far_servers
     from areal_x.launch.ray_cluster import RayCluster
     from areal_x.launch.sent_files import with_absolute_paths
 
@@ -91,6 +90,6 @@ def placed(command: Command, config: ExperimentConfig) -> Iterator[tuple[Experim
     with RayCluster(config, num_ranks) as cluster:
         from areal_x.launch.ray_placement import RayPlacement
 
-        config = with_way_to_far_servers(with_absolute_paths(config), cluster.plan, cluster.nodes()[0])
+        config = with_absolute_paths(config)
         with RayPlacement(cluster.plan, config.cluster.max_restarts) as placement:
             yield config, placement

@@ -16,7 +16,7 @@ from areal_x.api import train_checks
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.launch import ray_cluster
-from areal_x.launch.cluster_plan import Node, make_plan, with_way_to_far_servers
+from areal_x.launch.cluster_plan import Node, make_plan
 from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.launch.ray_cluster import RayCluster, find_address
 from areal_x.launch.sent_files import pack_files, unpack_files
@@ -57,16 +57,6 @@ def test_ranks_are_dealt_out_evenly_and_servers_get_what_is_left() -> None:
 def test_what_is_not_there_is_named(changes: list[str], num_ranks: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_plan(config(*changes), TWO, num_ranks)
-
-
-def test_weights_go_through_files_to_servers_on_other_machines() -> None:
-    given = config("cluster.num_nodes=2", "rollout=vllm")
-    plan = make_plan(given, TWO, 4)
-    assert with_way_to_far_servers(given, plan, TWO[1]).rollout.server.weights == "disk"
-    assert with_way_to_far_servers(given, plan, plan.server_nodes[0]).rollout.server.weights == "auto"
-    given.rollout.server.weights = "nccl"
-    with pytest.raises(ConfigError, match=r"rollout.server.weights=nccl: does not reach the server on 10.0.0.1"):
-        with_way_to_far_servers(given, plan, TWO[1])
 
 
 def test_gpus_are_asked_of_nodes_that_have_none() -> None:
