@@ -1,8 +1,22 @@
 """What all tests need."""
 
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 # Shells start background jobs with interrupts ignored, and children inherit that: tests that interrupt a child would
 # wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """Mixed precision makes a process group of this process alone; other tests begin without one."""
+    import torch.distributed as dist
+
+    assert not dist.is_initialized()
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

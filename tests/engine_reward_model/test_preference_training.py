@@ -135,6 +135,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     assert engine.train_step(batch)["rm/skipped_steps"] == 0
 
 
+@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("mixed_precision", ["float32", "bfloat16"])
 def test_a_growing_vocabulary_gets_rows(mixed_precision: str, tmp_path: Path) -> None:
     """One rank loads alike, whatever it computes in."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,6 @@ from areal_x.engine.train.fsdp_engine import FSDPEngine
 def make_engine(path: Path, algorithm: AlgorithmConfig | None = None, **train: object) -> FSDPEngine:
     options = {"micro_batch_tokens": 64, "learning_rate": 1e-3} | train
     return FSDPEngine(path, TrainConfig(**options), algorithm or AlgorithmConfig(), ModelConfig(device="cpu"))
-
-
-@pytest.fixture
-def group_of_one() -> Iterator[None]:
-    """Mixed precision makes a process group of this process alone; other tests begin without one."""
-    assert not dist.is_initialized()
-    yield
-    dist.destroy_process_group()
 
 
 def weights(engine: FSDPEngine) -> torch.Tensor:
