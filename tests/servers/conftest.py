@@ -29,7 +29,6 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 RESTS_ON_THE_ENGINE = (
     "test_a_server_that_hangs_is_replaced",
     "test_an_update_in_which_a_server_dies_is_redone_for_the_other",
-    "test_both_are_updated_together",
     "test_servers_of_a_killed_driver_are_gone",
 )
 
