@@ -26,15 +26,11 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     await running.close()
 
 
-RESTS_ON_THE_ENGINE = (
-    "test_a_server_that_hangs_is_replaced",
-    "test_an_update_in_which_a_server_dies_is_redone_for_the_other",
-    "test_servers_of_a_killed_driver_are_gone",
-)
+RESTS_ON_THE_ENGINE = ("test_two_servers.py", "test_killed_driver.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What rests on the engine alone is proved with vLLM each time; with SGLang, slow to start, by `make soak`."""
     for item in items:
-        if item.name.startswith(RESTS_ON_THE_ENGINE) and item.get_closest_marker("sglang") is not None:
+        if item.path.name in RESTS_ON_THE_ENGINE and item.get_closest_marker("sglang") is not None:
             item.add_marker(pytest.mark.soak)
