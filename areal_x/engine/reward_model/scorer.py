@@ -25,6 +25,7 @@ from areal_x.engine.reward_model.scoring_batch import PartScores, ScoringBatch, 
 from areal_x.engine.reward_model.weights_home import KeptWeights, MappedWeights, PinnedWeights, WeightsHome
 from areal_x.engine.train.attention import PACKED_ATTENTION
 from areal_x.engine.train.fused_norm import use_fused_norms
+from areal_x.engine.train.packed_policy import packed_hidden_states
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
 from areal_x.engine.train.partition import deal_sequences
 from areal_x.engine.train.policy import DTYPES, resolve_device
@@ -138,7 +139,7 @@ class RewardModelScorer:
                 f"{self.key}: scoring a batch took longer than {self.key}.timeout_seconds="
                 f"{self._config.timeout_seconds:g}; raise it, or lower train.batch_size"
             )
-        hidden = _hidden_states(self.model, micro_batch).index_select(0, micro_batch.rows)
+        hidden = packed_hidden_states(self.model, micro_batch).index_select(0, micro_batch.rows)
         scores: torch.Tensor = _head(self.model)(hidden).squeeze(-1).to(torch.float32)
         return scores
 
@@ -186,18 +187,6 @@ def _load(key: str, files: RewardModelFiles, dtype: torch.dtype, trust_remote_co
 def _head(model: PreTrainedModel) -> torch.nn.Module:
     head: torch.nn.Module = getattr(model, next(name for name in _HEAD_NAMES if hasattr(model, name)))
     return head
-
-
-def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:
-    """Last hidden states of the packed rows, [P, H]."""
-    outputs = model.base_model(
-        input_ids=micro_batch.input_ids,
-        position_ids=micro_batch.position_ids,
-        use_cache=False,
-        attention_plan=micro_batch.attention,
-    )
-    hidden: torch.Tensor = outputs.last_hidden_state.squeeze(0)
-    return hidden
 
 
 def _pad_rows(micro_batch: MicroBatch) -> MicroBatch:
@@ -252,7 +241,7 @@ def _check_packing(model: PreTrainedModel, place: str, device: torch.device, voc
     laid = packing_batch(batch)
     (micro_batch,) = plan_micro_batches(laid, laid.loss_mask, int(lengths.sum()), device=device)
     try:
-        packed = _hidden_states(model, micro_batch)[micro_batch.rows].float()
+        packed = packed_hidden_states(model, micro_batch)[micro_batch.rows].float()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{place} cannot be computed packed: {error}") from error
     order = torch.argsort(micro_batch.positions)
