@@ -10,21 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from areal_x.api.algorithm_config import BASELINES, SCALES, AlgorithmConfig, CriticConfig, ReferenceConfig
+from areal_x.api.checkpoint_config import CheckpointConfig, EvaluationConfig, EvaluationSetConfig, SamplingConfig
 from areal_x.api.train_config import ClusterConfig, LoraConfig, PreferenceConfig, RewardModelConfig, TrainConfig
 
 __all__ = [
     "BASELINES",
     "SCALES",
     "AlgorithmConfig",
+    "CheckpointConfig",
     "ClusterConfig",
+    "CriticConfig",
     "DataConfig",
     "EvaluationConfig",
+    "EvaluationSetConfig",
     "ExperimentConfig",
     "LoraConfig",
     "ModelConfig",
     "ObserveConfig",
     "OverlongConfig",
     "PreferenceConfig",
+    "ReferenceConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RewardPartConfig",
@@ -36,10 +42,8 @@ __all__ = [
     "WorkflowConfig",
 ]
 
-BASELINES = ("group_mean", "leave_one_out", "batch_mean", "none")
-"""What may be taken from a reward (``algorithm.baseline``)."""
-SCALES = ("group_std", "batch_std", "none")
-"""What the rest may be divided by (``algorithm.scale_by``)."""
+
+_CORRECTIONS_OF_PARTS = ("none", "decoupled", "tis", "icepop", "mis", "sequence_mask")
 
 
 @dataclass
@@ -79,16 +83,6 @@ class ModelConfig:
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
     trust_remote_code: bool = False
-
-
-@dataclass
-class SamplingConfig:
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: list[str] = field(default_factory=list)
-    stop_token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -245,7 +239,13 @@ class RolloutConfig:
     stays (``keep``), or, of servers, they end and are sent again with what they have (``abort``, exact)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     filter: str | None = None
-    """Dotted path or ``file.py:function`` of ``(group) -> bool | str``: true keeps, false or a reason rejects."""
+    """``nonzero_variance`` (rewards that differ), ``reward_range``, or a dotted path or ``file.py:function`` of
+    ``(group) -> bool | str``: true keeps, false or a reason rejects."""
+    filter_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments bound to the filter by name, such as ``low`` and ``high`` of ``reward_range``."""
+    max_redraws: int | None = None
+    """Groups drawn in place of rejected ones, in each step, at most; then the step trains on what it has. Default: as
+    many as it takes."""
     early_filter: str | None = None
     """As ``filter``, but asked before the reward models, with the rule rewards only: what it rejects costs them
     nothing."""
@@ -253,26 +253,6 @@ class RolloutConfig:
     """So many failed episodes in a row stop the run."""
     episode_timeout_seconds: float = 600.0
     """One episode may take this long; then it fails as a time-out and its requests are cancelled."""
-
-
-@dataclass
-class AlgorithmConfig:
-    name: str = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    baseline: str = "group_mean"
-    """Taken from each reward: ``group_mean``, ``leave_one_out`` (mean of the group's others), ``batch_mean``,
-    ``none``."""
-    scale_by: str = "group_std"
-    """Divides what is left: ``group_std``, ``batch_std`` (of the whole step), ``none``."""
-    decoupled: bool = True
-    """Clip around the proximal policy and weight by proximal / behaviour (decoupled PPO)."""
-    behaviour_weight_cap: float = 5.0
-    """Cap of that weight."""
-    kl_coefficient: float = 0.0
-    """KL to the reference model in the loss (k3); 0 keeps no reference."""
-    num_mini_batches: int = 1
-    """Optimiser steps per batch."""
 
 
 @dataclass
@@ -290,16 +270,6 @@ class SFTConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     lr_schedule: str = "cosine"
-
-
-@dataclass
-class EvaluationConfig:
-    every_steps: int = 0
-    """0: before and after the run only."""
-    limit: int | None = 256
-    """Held-out items used."""
-    group_size: int = 1
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
 
 
 @dataclass
@@ -321,6 +291,9 @@ class ExperimentConfig:
     runs_dir: str = "runs"
     overwrite: bool = False
     """Replace an earlier run of the same name; otherwise the run gets a numbered directory."""
+    resume: str = "never"
+    """``never``; ``auto``: go on with the newest good checkpoint of the newest run of this name, if there is one; or
+    the directory of a run or of a checkpoint, which must be there."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -328,6 +301,8 @@ class ExperimentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
@@ -335,6 +310,7 @@ class ExperimentConfig:
     reward_models: dict[str, RewardModelConfig] = field(default_factory=dict)
     """Several reward models by name, in place of ``reward_model``."""
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
@@ -359,11 +335,32 @@ class ExperimentConfig:
         return self.train.batch_size // self.rollout.group_size
 
     @property
+    def uses_critic(self) -> bool:
+        """Whether advantages need a value model."""
+        return self.algorithm.advantage == "gae"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a frozen policy is needed."""
+        return self.algorithm.kl_coefficient > 0
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether advantages, corrections or updates look at all of a step's samples at once."""
+        algorithm = self.algorithm
+        is_alone = algorithm.advantage in ("group", "raft") and algorithm.correction in _CORRECTIONS_OF_PARTS
+        return (
+            not is_alone
+            or algorithm.num_mini_batches * algorithm.num_epochs > 1
+            or (self.uses_reference and algorithm.kl_in == "reward")
+        )
+
+    @property
     def groups_per_part(self) -> int:
         """Prompts that the trainer takes at a time; all of a step where the step cannot be cut."""
         compares_all = "batch" in self.algorithm.baseline or "batch" in self.algorithm.scale_by
         takes_turns = self.rollout.colocated or self.rollout.max_staleness == 0
-        if compares_all or takes_turns or self.algorithm.num_mini_batches > 1 or self.used_reward_models:
+        if compares_all or takes_turns or self.needs_whole_batch or self.used_reward_models:
             return self.groups_per_step
         num_data_ranks = self.train.num_ranks // self.train.sequence_parallel
         samples = self.train.part_samples or num_data_ranks * self.train.micro_batch_tokens // self.rollout.max_length

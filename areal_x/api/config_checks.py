@@ -277,12 +277,10 @@ def _check_shaping(config: ExperimentConfig) -> None:
 
 def _check_algorithm(config: ExperimentConfig) -> None:
     algorithm = config.algorithm
-    one_of("algorithm.name", algorithm.name, ("grpo",))
     one_of("algorithm.baseline", algorithm.baseline, BASELINES)
     one_of("algorithm.scale_by", algorithm.scale_by, SCALES)
     within("algorithm.clip_low", algorithm.clip_low, 0, 1)
     at_least("algorithm.clip_high", algorithm.clip_high, 0)
-    at_least("algorithm.behaviour_weight_cap", algorithm.behaviour_weight_cap, 1)
     at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
     at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
     if config.rollout.group_size == 1 and algorithm.baseline in ("group_mean", "leave_one_out"):

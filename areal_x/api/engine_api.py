@@ -16,7 +16,7 @@ from areal_x.api.records import FloatArray, ModelRequest, ModelResponse, TrainBa
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EngineHealth", "Generator", "InferenceEngine", "PolicyFacts", "TrainEngine", "WeightSync"]
+__all__ = ["Critic", "EngineHealth", "Generator", "InferenceEngine", "PolicyFacts", "TrainEngine", "WeightSync"]
 
 
 @runtime_checkable
@@ -169,6 +169,18 @@ class TrainEngine(ABC):
     def logprobs(self, batch: TrainBatch) -> FloatArray:
         """Log-probability of each token given those before it, float32 [N]; 0 at each sequence's first token."""
 
+    def reference_logprobs(self, batch: TrainBatch) -> FloatArray:
+        """As ``logprobs``, under the reference model.
+
+        Raises:
+            EngineError: there is none.
+        """
+        raise NotImplementedError
+
+    def update_reference(self) -> None:
+        """Move a reference that follows the policy (``reference.ema_decay``) one update closer to it."""
+        raise NotImplementedError
+
     @abstractmethod
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights to publish, under their Hugging Face names; tied ones once."""
@@ -180,6 +192,55 @@ class TrainEngine(ABC):
     @abstractmethod
     def load(self, path: Path) -> None:
         """Read the policy's weights from a directory in Hugging Face format."""
+
+    def begin_checkpoint(self, path: Path) -> None:
+        """Copy all that training goes on from (weights, optimiser, schedule, random numbers of every rank, a reference
+        that moves) and begin to write it to the new directory ``path``; everything may change once this returns.
+
+        Raises:
+            EngineError: the checkpoint before is not ended.
+        """
+        raise NotImplementedError
+
+    def end_checkpoint(self) -> None:
+        """Return when what ``begin_checkpoint`` began is written.
+
+        Raises:
+            CheckpointError: it could not be; training may go on.
+        """
+        raise NotImplementedError
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """Go on from what ``begin_checkpoint`` wrote, whatever the number of ranks was.
+
+        Raises:
+            CheckpointError: names what is wrong with it, such as another model's weights.
+        """
+        raise NotImplementedError
+
+
+class Critic(Protocol):
+    """A value model that can be trained, in this process or on ranks."""
+
+    def values(self, batch: TrainBatch) -> FloatArray:
+        """Expected return from before each token on, float32 [N]; 0 where nothing was sampled."""
+        ...
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """Optimiser steps towards ``batch.returns`` over the tokens of its loss mask; metrics named ``critic/...``."""
+        ...
+
+    def begin_checkpoint(self, path: Path) -> None:
+        """As of ``TrainEngine``."""
+        ...
+
+    def end_checkpoint(self) -> None:
+        """As of ``TrainEngine``."""
+        ...
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """As of ``TrainEngine``."""
+        ...
 
 
 class WeightSync(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArealXError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "EngineDiedError",
@@ -21,6 +22,10 @@ class ArealXError(Exception):
 
 class ConfigError(ArealXError):
     """A configuration key, value or combination is wrong."""
+
+
+class CheckpointError(ArealXError):
+    """A checkpoint cannot be written or read; the message names its directory and what is wrong with it."""
 
 
 class DataError(ArealXError):

@@ -240,7 +240,7 @@ class TrainBatch:
 
     ``input_ids`` int32 [N]; ``loss_mask`` bool [N], true at tokens that are trained (sampled and young enough);
     ``logprobs`` float32 [N], the behaviour policy's; ``advantages`` float32 [N]; ``lengths`` int32 [S]; ``group_ids``
-    int64 [S].
+    int64 [S]. What stands behind them is there when an algorithm needs it.
     """
 
     input_ids: IntArray
@@ -249,6 +249,16 @@ class TrainBatch:
     advantages: FloatArray
     lengths: IntArray
     group_ids: npt.NDArray[np.int64]
+    versions: IntArray | None = None
+    """Version of the weights that sampled each token, int32 [N]; ``NOT_GENERATED`` where none did."""
+    proximal: FloatArray | None = None
+    """Log-probabilities under the policy at the start of the step, float32 [N]; the engine computes what it needs."""
+    reference: FloatArray | None = None
+    """Those of the reference model, float32 [N]; the engine computes what it needs."""
+    values: FloatArray | None = None
+    """The critic's at the start of the step, float32 [N]: expected return from before each token on."""
+    returns: FloatArray | None = None
+    """What the critic is trained towards, float32 [N]."""
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -55,6 +55,8 @@ class TrainConfig:
     """Compile each layer (``torch.compile``): the first steps take minutes, later ones less."""
     liger: bool = False
     """Use Liger's kernels on CUDA; needs ``areal-x[liger]``."""
+    max_skipped_in_a_row: int = 3
+    """So many steps in a row whose loss or gradient is not finite stop the run; each is counted and its batch saved."""
     rank_timeout_seconds: float = 600.0
     """A rank waits so long for the others; then the run stops with the cause."""
     lora: LoraConfig = field(default_factory=LoraConfig)

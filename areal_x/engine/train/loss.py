@@ -83,14 +83,14 @@ def policy_loss(
     """
     current = logprobs.detach()
     proximal = current if proximal is None else proximal
-    anchor = proximal if algorithm.decoupled else behaviour
+    anchor = proximal if (algorithm.correction != "none") else behaviour
     ratio = torch.exp(logprobs - anchor)
     clipped = torch.clamp(ratio, 1.0 - algorithm.clip_low, 1.0 + algorithm.clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     drift = proximal - behaviour
     uncapped = torch.exp(drift)
-    weight = uncapped.clamp(max=algorithm.behaviour_weight_cap)
-    token_losses = -surrogate * weight if algorithm.decoupled else -surrogate
+    weight = uncapped.clamp(max=algorithm.correction_kwargs.get("high", 5.0))
+    token_losses = -surrogate * weight if (algorithm.correction != "none") else -surrogate
     loss = policy_term = token_losses.sum()
     zero = kl_term = policy_term.new_zeros(())
     if algorithm.kl_coefficient:
@@ -109,7 +109,7 @@ def policy_loss(
                 ((detached_ratio < 1.0 - algorithm.clip_low) & (advantages < 0)).sum().to(loss.dtype),
                 ((detached_ratio > 1.0 + algorithm.clip_high) & (advantages > 0)).sum().to(loss.dtype),
                 weight.sum(),
-                (uncapped > algorithm.behaviour_weight_cap).sum().to(loss.dtype),
+                (uncapped > algorithm.correction_kwargs.get("high", 5.0)).sum().to(loss.dtype),
                 drift.abs().sum(),
                 k3_divergence(behaviour, current).sum(),
                 detached_ratio.sum(),
