@@ -25,9 +25,9 @@ from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.preferences import Preferences, load_preferences
 from areal_x.trainer.given import Given
+from areal_x.trainer.open_run import open_files
 from areal_x.trainer.preference_data import EncodedPairs, encode_pairs, ensure_padding
 from areal_x.trainer.ranks import RANK_LOGS
-from areal_x.trainer.session import open_files
 from areal_x.trainer.trainer_thread import TrainerThread
 
 __all__ = ["RankedPreferences", "Trainee", "run_reward_training"]

@@ -1,95 +1,39 @@
-"""One run from beginning to end: which roles start when, and what is written."""
+"""A training run from beginning to end: which roles start when, and what is written."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
-from areal_x.api.errors import ConfigError, DataError
-from areal_x.api.reward_base import NoReward, Reward
+from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
-from areal_x.engine.ranks.rank_group import RankGroup
 from areal_x.engine.weights import StagedSync
-from areal_x.observe.display import RunDisplay
-from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.data_stream import DataStream
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import engines, roles
-from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.given import Given
+from areal_x.trainer.open_run import Run, open_run
 from areal_x.trainer.ranks import open_ranks
-from areal_x.trainer.reward_models import LoopModel, RewardModels, read_reward_models
+from areal_x.trainer.reward_models import read_reward_models
 from areal_x.trainer.rewards import check_group_size, check_items, make_post_process, start_reward
-from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.session_parts import (
+    check_held_out_groups,
+    load_reward_models,
+    make_evaluator,
+    save_policy,
+    supervise,
+    with_evaluation_key,
+)
 from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
-from areal_x.trainer.trainer_thread import TrainerThread
-from areal_x.trainer.warm_start import warm_start
 
-__all__ = ["open_files", "run_evaluation", "run_supervised", "run_training"]
-
-
-@dataclass
-class Run:
-    """What every kind of run has: its data, directory, writer and display, and the thread for all that takes long."""
-
-    config: ExperimentConfig
-    data: roles.Data
-    directory: Path
-    writer: RunWriter
-    display: RunDisplay
-    thread: TrainerThread
-    given: Given = field(default_factory=Given)
-
-    def add_rollout_span(self, lane: str, start: float, end: float) -> None:
-        """Report what an episode did; the episode as a whole would only repeat its parts."""
-        if lane != "episode":
-            self.writer.add_span(lane, "", start, end)
-
-
-@asynccontextmanager
-async def open_run(config: ExperimentConfig, total_steps: int, given: Given | None = None) -> AsyncIterator[Run]:
-    """Read the data, make the directory, open the files; close them whatever happens."""
-    # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
-    thread = TrainerThread()
-    data = await thread.call(roles.load_data, config)
-    async with open_files(config, total_steps, thread) as (directory, writer, display):
-        yield Run(config, data, directory, writer, display, thread, given or Given())
-
-
-@asynccontextmanager
-async def open_files(
-    config: ExperimentConfig, total_steps: int, thread: TrainerThread
-) -> AsyncIterator[tuple[Path, RunWriter, RunDisplay]]:
-    """The directory of a run, its files and its display; closed, and the thread with them, whatever happens."""
-    directory = create_run_directory(config)
-    writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
-    display = RunDisplay(total_steps, progress=config.observe.progress)
-    status = "failed"
-    try:
-        yield directory, writer, display
-        status = "finished"
-    except asyncio.CancelledError:
-        status = "interrupted"
-        raise
-    finally:
-        thread.close()
-        display.close()
-        writer.close(status)
-        if status == "failed" and not (directory / "metrics.jsonl").stat().st_size:
-            shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.
+__all__ = ["run_training"]
 
 
 async def run_training(config: ExperimentConfig, given: Given) -> None:
@@ -101,13 +45,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         check_items(reward, run.data.held_out, config.data.prompt_key)
         check_group_size(reward, "rollout.group_size", config.rollout.group_size)
         check_held_out_groups(config, run.data, reward)
-        hooks = GroupHooks(
-            reward.finish_group,
-            make_post_process(config),
-            roles.load_filter(config, given),
-            roles.load_early_filter(config),
-            waits_for_models=bool(loop_models),
-        )
+        hooks = make_hooks(config, given, reward, waits_for_models=bool(loop_models))
         run.display.phase("loading the model")
         model_path = await thread.call(roles.prepare_model, config, run.directory, run.data)
         tokenizer = await thread.call(roles.load_tokenizer, config, model_path)
@@ -138,13 +76,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
             train_engine=train_engine,
             weight_sync=weight_sync,
             thread=thread,
-            reporter=StepReporter(
-                run.writer,
-                run.display,
-                roles.token_texts(tokenizer),
-                config.observe.trajectories_per_step,
-                reward.metrics,
-            ),
+            reporter=make_reporter(run, tokenizer, reward),
             evaluate=evaluator.evaluate,
             reward_models=reward_models,
         )
@@ -185,91 +117,14 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
         await executor.stop()
 
 
-async def run_supervised(config: ExperimentConfig, given: Given) -> None:
-    """Supervised fine-tuning alone, with ``sft`` of the configuration; writes the policy."""
-    async with open_run(config, config.sft.steps, given) as run, AsyncExitStack() as stack:
-        model_path = await run.thread.call(roles.prepare_model, config, run.directory, run.data)
-        tokenizer = await run.thread.call(roles.load_tokenizer, config, model_path)
-        ranks = await stack.enter_async_context(open_ranks(config, given.placement, run.directory, run.thread))
-        train_engine = await run.thread.call(roles.make_train_engine, config, model_path, ranks)
-        await supervise(run, tokenizer, train_engine)
-        await run.thread.call(save_policy, run, train_engine, tokenizer)
-    print(f"wrote {run.directory / 'policy'}; use it with model.path={run.directory / 'policy'}")
-
-
-async def supervise(run: Run, tokenizer: Any, train_engine: roles.PolicyEngine) -> None:
-    """The supervised phase of a run, on ``sft.path`` or the run's own items."""
-    items = await run.thread.call(roles.load_supervised, run.config, run.data)
-    await warm_start(run.config, items, tokenizer, train_engine, run.thread, writer=run.writer, display=run.display)
-
-
-async def run_evaluation(config: ExperimentConfig, given: Given) -> None:
-    """Measure ``model.path`` on the held-out items."""
-    async with open_run(config, 0, given) as run, AsyncExitStack() as stack:
-        if not run.data.held_out:
-            raise DataError("there is nothing to evaluate on; set data.eval_path")
-        if config.model.path is None and config.rollout.engine != "openai":
-            raise ConfigError("model.path is not set; name the model to evaluate")
-        loop_models = await run.thread.call(read_reward_models, config)
-        reward = with_evaluation_key(config, await start_reward(config, run.data.held_out, stack, given.reward_fn))
-        check_held_out_groups(config, run.data, reward)
-        tokenizer = await run.thread.call(roles.load_tokenizer, config, config.model.path)
-        workflow = roles.make_workflow(config, tokenizer, reward, config.evaluation.sampling, given)
-        engine = engines.make_inference_engine(config, config.model.path, None, run.directory, stack, given.placement)
-        run.display.phase("starting the inference engine")
-        await engine.start()
-        reward_models = await load_reward_models(run, loop_models, reward, None)
-        metrics = await make_evaluator(run, workflow, engine, reward, reward_models).evaluate(0, 0)
-    for name, value in metrics.items():
-        print(f"{name} {value:.4f}")
-
-
-def check_held_out_groups(config: ExperimentConfig, data: roles.Data, reward: Reward) -> None:
-    """Groups of the evaluation are large enough for the reward, if there is one."""
-    if data.held_out:
-        check_group_size(reward, "evaluation.group_size", config.evaluation.group_size)
-
-
-def with_evaluation_key(config: ExperimentConfig, reward: Reward) -> Reward:
-    """The reward as evaluation sees it: with its own key, if one is configured."""
-    key = config.reward.eval_reward_key
-    return reward if key is None or key in config.used_reward_models else reward.with_key(key)
-
-
-async def load_reward_models(
-    run: Run, models: Sequence[LoopModel], reward: Reward, ranks: RankGroup | None
-) -> RewardModels | None:
-    """The reward models of the run, ready to score in this process or on the ranks; ``None`` without any."""
-    if not models:
-        return None
-    run.display.phase("loading the reward model" if len(models) == 1 else "loading the reward models")
-    for model in models:
-        await run.thread.call(model.load, run.config.model.device, ranks, run.config.model.trust_remote_code)
-
-    def add_span(name: str, start: float, end: float) -> None:
-        run.writer.add_span("reward_model", name, start, end)
-
-    return RewardModels(run.config, models, run.thread, add_span, has_rule=not isinstance(reward, NoReward))
-
-
-def make_evaluator(
-    run: Run,
-    workflow: RolloutWorkflow,
-    engine: InferenceEngine,
-    reward: Reward,
-    reward_models: RewardModels | None = None,
-) -> Evaluator:
-    """The evaluator of the run's held-out items."""
-    return Evaluator(
-        run.config,
-        engine=engine,
-        workflow=workflow,
-        items=run.data.held_out,
-        dataset=run.data.held_out.name,
-        score_group=reward.finish_group,
-        writer=run.writer,
-        display=run.display,
-        reward_models=reward_models,
+def make_hooks(config: ExperimentConfig, given: Given, reward: Reward, *, waits_for_models: bool) -> GroupHooks:
+    """What is done to a complete group of training."""
+    return GroupHooks(
+        reward.finish_group,
+        make_post_process(config),
+        roles.load_filter(config, given),
+        roles.load_early_filter(config),
+        waits_for_models=waits_for_models,
     )
 
 
@@ -296,10 +151,10 @@ def make_executor(
     )
 
 
-def save_policy(run: Run, train_engine: roles.PolicyEngine, tokenizer: Any) -> None:
-    """Write the policy and its tokenizer in Hugging Face format."""
-    train_engine.save(run.directory / "policy")
-    tokenizer.save_pretrained(run.directory / "policy")
+def make_reporter(run: Run, tokenizer: Any, reward: Reward) -> StepReporter:
+    """What tells files and people of each step."""
+    texts, count = roles.token_texts(tokenizer), run.config.observe.trajectories_per_step
+    return StepReporter(run.writer, run.display, texts, count, reward.metrics)
 
 
 def finish(run: Run) -> None:

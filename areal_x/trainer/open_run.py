@@ -1,0 +1,73 @@
+"""What every kind of run opens first and closes last: its data, directory, files, display and thread."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from areal_x.api.config import ExperimentConfig
+from areal_x.observe.display import RunDisplay
+from areal_x.observe.run_writer import RunWriter
+from areal_x.trainer import roles
+from areal_x.trainer.given import Given
+from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.trainer_thread import TrainerThread
+
+__all__ = ["Run", "open_files", "open_run"]
+
+
+@dataclass
+class Run:
+    """What every kind of run has: its data, directory, writer and display, and the thread for all that takes long."""
+
+    config: ExperimentConfig
+    data: roles.Data
+    directory: Path
+    writer: RunWriter
+    display: RunDisplay
+    thread: TrainerThread
+    given: Given = field(default_factory=Given)
+
+    def add_rollout_span(self, lane: str, start: float, end: float) -> None:
+        """Report what an episode did; the episode as a whole would only repeat its parts."""
+        if lane != "episode":
+            self.writer.add_span(lane, "", start, end)
+
+
+@asynccontextmanager
+async def open_run(config: ExperimentConfig, total_steps: int, given: Given | None = None) -> AsyncIterator[Run]:
+    """Read the data, make the directory, open the files; close them whatever happens."""
+    # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
+    thread = TrainerThread()
+    data = await thread.call(roles.load_data, config)
+    async with open_files(config, total_steps, thread) as (directory, writer, display):
+        yield Run(config, data, directory, writer, display, thread, given or Given())
+
+
+@asynccontextmanager
+async def open_files(
+    config: ExperimentConfig, total_steps: int, thread: TrainerThread
+) -> AsyncIterator[tuple[Path, RunWriter, RunDisplay]]:
+    """The directory of a run, its files and its display; closed, and the thread with them, whatever happens."""
+    directory = create_run_directory(config)
+    writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
+    display = RunDisplay(total_steps, progress=config.observe.progress)
+    status = "failed"
+    try:
+        yield directory, writer, display
+        status = "finished"
+    except asyncio.CancelledError:
+        status = "interrupted"
+        raise
+    finally:
+        thread.close()
+        display.close()
+        writer.close(status)
+        if status == "failed" and not (directory / "metrics.jsonl").stat().st_size:
+            shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.
