@@ -1,11 +1,11 @@
 """The loop: groups in, one optimiser step, new weights out, while episodes go on all the time.
 
-    item stream ──▶ RolloutExecutor ──groups──▶ build_batch ──▶ TrainEngine: accumulate each part, apply
+    item stream ──▶ RolloutExecutor ──groups──▶ PolicyStep: advantages, then the train engine's update
                           ▲                                                     │
                           │                                                     ▼
                           └──── on_published: places of the step are free ◀── WeightSync.stage, publish
 
-Reward models score a step's groups before ``build_batch`` (``reward_models.py``); groups that the filter then rejects
+Reward models score a step's groups before ``PolicyStep`` (``reward_models.py``); groups that the filter then rejects
 are replaced by further ones.
 
 A step is taken in parts, each when the trainer gets to it: what is finished while a step goes on can still join it, and
@@ -28,13 +28,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-import numpy as np
-
 from areal_x.api.config import ExperimentConfig
-from areal_x.api.engine_api import InferenceEngine, TrainEngine, WeightSync
-from areal_x.api.records import FloatArray, TrainBatch, TrajectoryGroup
+from areal_x.api.engine_api import Critic, InferenceEngine, TrainEngine, WeightSync
+from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
-from areal_x.trainer.batch import build_batch
+from areal_x.trainer.policy_step import PolicyStep, StepOutcome
 from areal_x.trainer.reward_models import RewardModels
 from areal_x.trainer.rollout_metrics import engine_metrics, rollout_metrics
 from areal_x.trainer.step_clock import BusyTotals, StepClock
@@ -52,6 +50,7 @@ class Trainer:
         reporter: told of each finished step.
         evaluate: ``await evaluate(step, version)`` measures the policy as it is served now and reports its metrics.
         reward_models: what scores the groups beside the rule rewards, if anything.
+        critic: the value model, where advantages need one.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class Trainer:
         reporter: StepReporter,
         evaluate: Callable[[int, int], Awaitable[dict[str, float]]],
         reward_models: RewardModels | None = None,
+        critic: Critic | None = None,
     ) -> None:
         self.config = config
         self.executor = executor
@@ -77,7 +77,7 @@ class Trainer:
         self.evaluate = evaluate
         self.reward_models = reward_models
         self._is_colocated = config.rollout.colocated
-        self._model_weights = {name: model.weight for name, model in config.used_reward_models.items()}
+        self.policy_step = PolicyStep(config, train_engine, critic)
         self._unreported: FinishedStep | None = None
         self._update_seconds: dict[str, float] = {}
 
@@ -118,38 +118,41 @@ class Trainer:
         """
         config, version, size = self.config, self.train_engine.version, self.config.groups_per_step
         groups: list[TrajectoryGroup] = []
-        advantages: list[FloatArray] = []
-        stats: dict[str, float] = {}
+        outcome: StepOutcome | None = None
         wait_seconds = 0.0
-        while len(groups) < size:
+        while outcome is None:
             part, part_wait_seconds = await self._next_part(min(config.groups_per_part, size - len(groups)))
             started = time.monotonic()
             wait_seconds += part_wait_seconds
-            batch, part_advantages = build_batch(part, config.algorithm, config.reward, self._model_weights)
             is_last = len(groups) + len(part) == size
-            training = group.create_task(self.thread.call(self._train_part, batch, is_last), name="train step")
+            training = group.create_task(
+                self.thread.call(self.policy_step.take, step, part, is_last), name="train step"
+            )
             if not groups:
                 self._report()
                 totals = await self._busy_totals()
             groups += part
-            advantages.append(part_advantages)
-            stats = await training
+            outcome = await training
             self.reporter.add_span("training", f"step {step}", started, time.monotonic())
-        num_samples = sum(map(len, advantages))
+        num_samples = len(outcome.advantages)
         timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
-        metrics = stats | rollout_metrics(self.executor) | engine_metrics(self.engine) | self._update_seconds | timing
+        metrics = outcome.metrics | rollout_metrics(self.executor) | engine_metrics(self.engine)
+        metrics |= self._update_seconds | timing
         if self.reward_models is not None:
             metrics |= self.reward_models.take_metrics()
-        return FinishedStep(step, version, groups, np.concatenate(advantages), metrics)
+        return FinishedStep(step, version, groups, outcome.advantages, metrics)
 
-    async def _next_part(self, num_groups: int) -> tuple[list[TrajectoryGroup], float]:
+    async def _next_part(self, num_places: int) -> tuple[list[TrajectoryGroup], float]:
         """Wait for groups and let the reward models score them; also gives the seconds of waiting.
 
-        What the filter rejects once the scores are there is replaced by further groups, scored in their turn.
+        What the filter rejects once the scores are there is replaced by further groups, scored in their turn, or leaves
+        a hole, as what it rejected before: so many places hold fewer groups, or none.
         """
         version, wait_seconds = self.train_engine.version, 0.0
         part: list[TrajectoryGroup] = []
-        while (missing := num_groups - len(part)) > 0:
+        redraws = self.executor.redraws
+        num_places += redraws.num_holes
+        while (missing := num_places - redraws.num_holes - len(part)) > 0:
             waiting_since = time.monotonic()
             if self.reward_models is None:
                 part = await self.executor.next_groups(missing, missing, version)
@@ -159,20 +162,11 @@ class Trainer:
             if self._is_colocated:
                 await self._put_engine_to_sleep()
             if self.reward_models is not None:
-                part += self.executor.settle_candidates(await self.reward_models.score(candidates), version)
-                if self._is_colocated and len(part) < num_groups:
+                scores = await self.reward_models.score(candidates) if candidates else []
+                part += self.executor.settle_candidates(scores, version)
+                if self._is_colocated and len(part) + redraws.num_holes < num_places:
                     await self.engine.wake_up()
         return part, wait_seconds
-
-    def _train_part(self, batch: TrainBatch, is_last: bool) -> dict[str, float]:
-        """Add a part to the step; the last one ends it and gives its metrics. Runs on the trainer's thread."""
-        if self.config.groups_per_part < self.config.groups_per_step:
-            self.train_engine.accumulate(batch)
-            return self.train_engine.apply() if is_last else {}
-        stats = self.train_engine.train_step(batch)
-        if self._is_colocated:
-            self.train_engine.release_memory()
-        return stats
 
     async def _put_engine_to_sleep(self) -> None:
         """Give the shared device to the trainer; the weights of this step wake the engine."""
