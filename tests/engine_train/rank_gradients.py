@@ -22,7 +22,7 @@ class GradientPolicy(RankPolicy):
     def gradients(self, batch: TrainBatch) -> tuple[float, int, dict[str, Any]]:
         self.discard()
         self.accumulate(batch)
-        totals = self._totals
+        totals = self.updates.totals
         assert totals is not None
         loss = float(self._ranks.sum(totals.update_loss.clone()).item())
         found = {

@@ -15,6 +15,7 @@ from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
 from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import TrainBatch
 from areal_x.engine.train.fsdp_engine import FSDPEngine
+from areal_x.engine.train.mini_batches import deal_mini_batches
 
 
 def make_engine(path: Path, algorithm: AlgorithmConfig | None = None, **train: object) -> FSDPEngine:
@@ -53,10 +54,9 @@ def test_mini_batches_clip_around_the_policy_before_the_step(make_model, make_ba
     assert stats["train/behaviour_weight_max"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_mini_batches_cover_every_sequence_once_and_keep_groups(make_model, make_batch) -> None:
-    engine = make_engine(make_model(), AlgorithmConfig(num_mini_batches=3))
+def test_mini_batches_cover_every_sequence_once_and_keep_groups(make_batch) -> None:
     batch = make_batch([1, 5, 2, 3, 4])
-    parts = engine._mini_batches(batch)
+    parts = deal_mini_batches(batch.group_ids, 3)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(batch)))
     groups = [set(batch.group_ids[part].tolist()) for part in parts]
     assert len(groups) == 3 and sum(map(len, groups)) == len(set(batch.group_ids.tolist()))

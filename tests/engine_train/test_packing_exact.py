@@ -46,7 +46,7 @@ def packed_loss(engine: FSDPEngine, batch: TrainBatch) -> float:
     """The engine's loss; gradients are left in the parameters, divided by the tokens as a step divides them."""
     engine.discard()
     engine.accumulate(batch)
-    totals = engine._totals
+    totals = engine.updates.totals
     assert totals is not None and totals.update_tokens == batch.loss_mask.sum()
     for parameter in engine.model.parameters():
         if parameter.grad is not None:

@@ -47,7 +47,7 @@ def test_two_ranks_that_share_rows_give_the_gradients_of_one(
     arguments = {"model_path": path, "algorithm": AlgorithmConfig(), "model": ModelConfig(device="cpu")}
     alone = FSDPEngine(**arguments, train=train, temperature=0.8)
     alone.accumulate(batch)
-    totals = alone._totals
+    totals = alone.updates.totals
     assert totals is not None
     shared = TrainConfig(micro_batch_tokens=budget, logprob_chunk_tokens=7, num_ranks=2, sequence_parallel=2)
     ranks.build("policy", "rank_gradients:GradientPolicy", {**arguments, "train": shared, "temperature": 0.8})

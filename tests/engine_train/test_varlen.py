@@ -86,9 +86,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def loss_and_gradients(engine: FSDPEngine, batch: TrainBatch) -> tuple[float, list[torch.Tensor]]:
     engine.discard()
     engine.accumulate(batch)
-    assert engine._totals is not None
+    assert engine.updates.totals is not None
     gradients = [value.grad.clone() for value in engine.model.parameters() if value.grad is not None]
-    return engine._totals.update_loss.item(), gradients
+    return engine.updates.totals.update_loss.item(), gradients
 
 
 @pytest.mark.parametrize(

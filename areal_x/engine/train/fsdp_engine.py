@@ -1,7 +1,4 @@
-"""The train engine. ::
-
-    accumulate: TrainBatch -> this rank's micro-batches -> each: packed forward -> log-probabilities -> loss -> backward
-    apply:      divide by the token count -> clip gradients -> optimiser step (skipped when not finite) -> metrics
+"""The train engine: a policy, its reference and its optimiser; ``policy_updates.py`` holds the steps of a batch.
 
 Losses and metrics are token sums over the token count of the whole step, so neither depends on how it was cut, nor on
 the number of ranks. All ranks make the same calls with the same batches; each finds its own part of them by a pure
@@ -26,16 +23,15 @@ from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.lora import adapter_facts, adapters_off, merged_rows, named_adapters, published_parameters
-from areal_x.engine.train.loss import policy_loss
 from areal_x.engine.train.optimizer import ScheduledAdamW
 from areal_x.engine.train.packed_policy import PackedPolicy
 from areal_x.engine.train.packing import MicroBatch
 from areal_x.engine.train.partition import plan_part
 from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, resolve_device
 from areal_x.engine.train.policy_files import load_weights, save_policy
+from areal_x.engine.train.policy_updates import PolicyHooks, PolicyUpdates
 from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
-from areal_x.engine.train.step_totals import StepTotals
 from areal_x.engine.transfer.lora import AdapterFacts
 from areal_x.engine.transfer.weight_rows import LocalWeight
 
@@ -54,6 +50,7 @@ class FSDPEngine(TrainEngine):
         model: device, and the type of numbers of the inference engines that take the weights; training keeps float32.
         temperature: of the sampling whose log-probabilities are trained.
         reference_path: the KL term's reference. Default: the policy as it is loaded now.
+        seed: of the order in which groups are dealt out to mini-batches.
         ranks: this rank's place among those that train together; every method is then called on all of them alike.
 
     Raises:
@@ -69,6 +66,7 @@ class FSDPEngine(TrainEngine):
         *,
         temperature: float = 1.0,
         reference_path: Path | str | None = None,
+        seed: int = 0,
         ranks: RankContext = ONE_RANK,
     ) -> None:
         if not temperature > 0:
@@ -91,8 +89,17 @@ class FSDPEngine(TrainEngine):
         if algorithm.kl_coefficient and not (train.lora.rank and reference_path is None):
             self.reference = load_policy(reference_path or model_path, model, train, ranks)
             self.reference.requires_grad_(False)
-        self._totals: StepTotals | None = None
         self.optimizer = ScheduledAdamW(self.policy.parameters(), train, ranks, self.device)
+        self.updates = PolicyUpdates(
+            self.policy,
+            self.optimizer,
+            algorithm,
+            PolicyHooks(self._plan, self._logprobs, self._reference_values),
+            temperature=temperature,
+            ranks=ranks,
+            device=self.device,
+            seed=seed,
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -130,22 +137,8 @@ class FSDPEngine(TrainEngine):
             EngineError: the batch contradicts itself or holds an id outside the vocabulary.
         """
         self.discard()
-        mini_batches = self._mini_batches(batch)
-        if len(mini_batches) < 2:
-            self.accumulate(batch)
-            return self.apply()
-        started = time.perf_counter()
         self._check(batch)
-        tensors = self._loss_inputs(batch)
-        tensors["proximal"] = self._on_device(self._logprobs(batch, batch.loss_mask))
-        totals = StepTotals(self.device)
-        learning_rate = self.optimizer.begin_step()
-        for sequences in mini_batches:
-            self._accumulate_part(totals, self._plan(batch, batch.loss_mask, sequences), tensors)
-            self._apply_totals(totals)
-        totals.num_batch_tokens = len(batch.input_ids)
-        totals.seconds = time.perf_counter() - started
-        return totals.metrics(learning_rate, self._ranks)
+        return self.updates.train(batch)
 
     def accumulate(self, part: TrainBatch) -> None:
         """See ``TrainEngine.accumulate``. A part that cannot be computed leaves no gradients behind.
@@ -153,32 +146,20 @@ class FSDPEngine(TrainEngine):
         Raises:
             EngineError: the part contradicts itself or holds an id outside the vocabulary.
         """
-        started = time.perf_counter()
-        totals = self._totals or StepTotals(self.device)
         try:
             self._check(part)
-            self._accumulate_part(totals, self._plan(part, part.loss_mask), self._loss_inputs(part))
+            self.updates.accumulate(part)
         except BaseException:
             self.discard()
             raise
-        totals.num_batch_tokens += len(part.input_ids)
-        totals.seconds += time.perf_counter() - started
-        self._totals = totals
 
     def apply(self) -> dict[str, float]:
         """See ``TrainEngine.apply``; metrics and skipped steps as in ``train_step``."""
-        started = time.perf_counter()
-        totals = self._totals or StepTotals(self.device)
-        learning_rate = self.optimizer.begin_step()
-        self._apply_totals(totals)
-        self._totals = None
-        totals.seconds += time.perf_counter() - started
-        return totals.metrics(learning_rate, self._ranks)
+        return self.updates.apply()
 
     def discard(self) -> None:
         """See ``TrainEngine.discard``."""
-        self._totals = None
-        self.optimizer.clear()
+        self.updates.discard()
         for model in filter(None, (self.policy, self.reference)):
             free_gathered(model)
 
@@ -273,18 +254,6 @@ class FSDPEngine(TrainEngine):
     def _check(self, batch: TrainBatch) -> None:
         check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
 
-    def _on_device(self, values: FloatArray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
-
-    def _mini_batches(self, batch: TrainBatch) -> list[npt.NDArray[np.int64]]:
-        """Sequences of each optimiser step; groups stay whole, and groups are dealt out evenly in their order."""
-        _, first, group_S = np.unique(batch.group_ids, return_index=True, return_inverse=True)
-        number = min(self._algorithm.num_mini_batches, len(first))
-        rank_G = np.empty(len(first), dtype=np.int64)
-        rank_G[np.argsort(first)] = np.arange(len(first))
-        mini_batch_S = rank_G[group_S] * number // max(1, len(first))
-        return [np.flatnonzero(mini_batch_S == index) for index in range(number)]
-
     def _plan(
         self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
     ) -> list[MicroBatch]:
@@ -314,35 +283,16 @@ class FSDPEngine(TrainEngine):
         result: torch.Tensor = logprobs
         return result
 
-    def _loss_inputs(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
-        """Arguments of the loss by name, one value for each token of the batch."""
-        return {"behaviour": self._on_device(batch.logprobs), "advantages": self._on_device(batch.advantages)}
-
-    def _accumulate_part(self, totals: StepTotals, plan: list[MicroBatch], tensors: dict[str, torch.Tensor]) -> None:
-        """Forward and backward of every micro-batch: gradients of token sums, not yet divided by any count."""
+    def _reference_values(self, num_tokens: int, plan: list[MicroBatch]) -> torch.Tensor:
+        """Log-probabilities of the targets of ``plan`` under the reference, float32 [N]; 0 elsewhere."""
+        result = torch.zeros(num_tokens, dtype=torch.float32, device=self.device)
         for micro_batch in plan:
-            reference = self._reference_logprobs(micro_batch)
-            logprobs, entropy = self.policy(micro_batch, self.temperature)
-            terms = policy_loss(
-                logprobs,
-                algorithm=self._algorithm,
-                num_global_tokens=1.0,
-                reference=reference,
-                entropy=entropy,
-                **{name: values.index_select(0, micro_batch.positions) for name, values in tensors.items()},
-            )
-            terms.loss.backward()
-            totals.add(terms.sums, terms.maxima)
-            totals.num_trained_tokens += len(micro_batch.targets)
-            totals.update_tokens += len(micro_batch.targets)
-            totals.num_computed_tokens += micro_batch.num_rows
-        totals.num_micro_batches += len(plan)
+            logprobs = self._reference_logprobs(micro_batch)
+            assert logprobs is not None
+            result[micro_batch.positions] = logprobs.to(torch.float32)
         if self.reference is not None:
             free_gathered(self.reference)
-
-    def _apply_totals(self, totals: StepTotals) -> None:
-        """Step on the gradients that wait; only now the trained tokens of the update are known."""
-        totals.close_update(self.optimizer.apply(totals.update_loss, totals.update_tokens))
+        return result
 
     @torch.no_grad()
     def _logprobs(self, batch: TrainBatch, wanted: BoolMask) -> FloatArray:
