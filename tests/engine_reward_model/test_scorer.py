@@ -14,7 +14,7 @@ from areal_x.api.errors import ConfigError, EngineError
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.reward_model.conversations import Conversation
 from areal_x.engine.reward_model.scoring_batch import ScoringBatch, aggregate, join_conversations, join_scores
-from areal_x.engine.reward_model.weights_home import MappedWeights, PinnedWeights
+from areal_x.engine.train.weights_home import MappedWeights, PinnedWeights
 
 
 @pytest.fixture(scope="module", params=["sequence", "token"])

@@ -22,13 +22,13 @@ from areal_x.api.reward_model_files import RewardModelFiles
 from areal_x.engine.cpu_linear import use_onednn_linear
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.reward_model.scoring_batch import PartScores, ScoringBatch, packing_batch
-from areal_x.engine.reward_model.weights_home import KeptWeights, MappedWeights, PinnedWeights, WeightsHome
 from areal_x.engine.train.attention import PACKED_ATTENTION
 from areal_x.engine.train.fused_norm import use_fused_norms
 from areal_x.engine.train.packed_policy import packed_hidden_states
 from areal_x.engine.train.packing import MicroBatch, plan_micro_batches
 from areal_x.engine.train.partition import deal_sequences
 from areal_x.engine.train.policy import DTYPES, resolve_device
+from areal_x.engine.train.weights_home import KeptWeights, MappedWeights, PinnedWeights, WeightsHome
 
 __all__ = ["RewardModelScorer", "make_scorer", "resolve_dtype"]
 

@@ -1,13 +1,14 @@
-"""Where the weights of a reward model are while it does not score, and how they come to the device and leave it.
+"""Where the weights of a model are while it is not used, and how they come to the device and leave it.
 
 | | at rest | to the device | from the device |
 | --- | --- | --- | --- |
-| offloaded, CUDA | one pinned block of host memory | one copy on a stream of its own | its block is freed |
-| offloaded, CPU | their files on disk | the files are mapped | the maps are taken down |
+| frozen, CUDA | one pinned block of host memory | one copy on a stream of its own | its block is freed |
+| frozen, CPU | their files on disk | the files are mapped | the maps are taken down |
+| trained or sharded (``moved_tensors.py``) | a pinned block; on a CPU, a temporary file | copied in | copied out |
 | kept | on the device | | |
 
-The model itself stays: its parameters hold nothing on the meta device while it rests. Buffers (a rotary table) are
-small and stay on the device.
+The model itself stays: the parameters of a frozen one hold nothing on the meta device while it rests. Buffers (a rotary
+table) are small and stay on the device.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from areal_x.api.errors import ConfigError
 
-__all__ = ["KeptWeights", "MappedWeights", "PinnedWeights", "WeightsHome"]
+__all__ = ["KeptWeights", "MappedWeights", "PinnedWeights", "WeightsHome", "lay_out"]
 
 _ALIGNMENT = 256
 """Bytes. Kernels read wide words from the start of a tensor."""
@@ -43,6 +44,9 @@ class WeightsHome(ABC):
     @abstractmethod
     def release(self) -> None:
         """Free the device; no pass may be under way."""
+
+    def renew(self) -> None:  # noqa: B027 (weights that stay, or never change, have nothing to note)
+        """The weights that are on the device now have changed: the next ``release`` must keep them."""
 
 
 class KeptWeights(WeightsHome):
@@ -126,7 +130,7 @@ class PinnedWeights(WeightsHome):
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self._slots = list(_parameter_slots(model))
         self._device = device
-        self._places, total = _lay_out([slot.value for slot in self._slots])
+        self._places, total = lay_out([slot.value.nbytes for slot in self._slots])
         self._host = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
         for slot, view in zip(self._slots, self._views(self._host), strict=True):
             view.copy_(slot.value)
@@ -243,11 +247,11 @@ def _read_ahead(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lay_out(values: Sequence[torch.Tensor]) -> tuple[list[tuple[int, int]], int]:
-    """Start and end of each tensor in one block of bytes, and the length of the block."""
+def lay_out(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+    """Start and end of each tensor of so many bytes in one block, and the length of the block."""
     places, total = [], 0
-    for value in values:
-        end = total + value.numel() * value.element_size()
+    for size in sizes:
+        end = total + size
         places.append((total, end))
         total = -(-end // _ALIGNMENT) * _ALIGNMENT
     return places, total
