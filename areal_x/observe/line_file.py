@@ -76,6 +76,30 @@ class LineFile:
             os.ftruncate(self._descriptor, before)
             raise _write_error(self.path, error) from error
 
+    def size(self) -> int:
+        """Bytes written so far, in whole lines.
+
+        Raises:
+            RunWriteError: the system refused.
+        """
+        try:
+            return os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
+    def sync(self) -> None:
+        """Bring what was written to the disk; nothing once the file is closed.
+
+        Raises:
+            RunWriteError: the system refused.
+        """
+        if self._descriptor < 0:
+            return
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
     def close(self) -> None:
         """Close the file. A second call does nothing."""
         if self._descriptor >= 0:
