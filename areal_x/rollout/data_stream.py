@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from areal_x.api.errors import DataError
 
-__all__ = ["DataStream"]
+__all__ = ["DataStream", "Place"]
 
 Row = dict[str, Any]
+_KEPT_ORDERS = 4
+
+
+class Place(NamedTuple):
+    """Where a draw stands: in which epoch, from 0, and which item of the data set it is."""
+
+    epoch: int
+    item: int
 
 
 class DataStream(Iterator[tuple[int, Row]]):
@@ -28,13 +36,14 @@ class DataStream(Iterator[tuple[int, Row]]):
         self._shuffle = shuffle
         self._epoch = 0
         self._cursor = 0
-        self._order = self._order_of_epoch()
+        self._order = self._order_of(0)
+        self._orders = {0: self._order}
 
     def __next__(self) -> tuple[int, Row]:
         if self._cursor == len(self._items):
             self._epoch += 1
             self._cursor = 0
-            self._order = self._order_of_epoch()
+            self._order = self._order_of(self._epoch)
         index = int(self._order[self._cursor])
         self._cursor += 1
         return index, self._items[index]
@@ -49,12 +58,27 @@ class DataStream(Iterator[tuple[int, Row]]):
         """Items drawn since the beginning of the first epoch."""
         return self._epoch * len(self._items) + self._cursor
 
-    def _order_of_epoch(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def place(self, draw: int) -> Place:
+        """Epoch and item of draw number ``draw``, from 0, made already or not. Groups are numbered by their draws, so
+        this is where the group of this id comes from."""
+        epoch, cursor = divmod(draw, len(self._items))
+        if epoch not in self._orders:
+            # Groups in flight lie in two epochs, or a few of a small data set.
+            if len(self._orders) >= _KEPT_ORDERS:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[epoch] = self._order_of(epoch)
+        return Place(epoch, int(self._orders[epoch][cursor]))
+
+    def item_at(self, draw: int) -> Row:
+        """The item of draw number ``draw``."""
+        return self._items[self.place(draw).item]
+
+    def _order_of(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if not self._shuffle:
             return np.arange(len(self._items), dtype=np.int64)
         # RandomState is frozen by numpy's compatibility promise (Generator is not), so a run resumed under another
         # numpy goes on in the same order.
-        bits = np.random.MT19937(np.random.SeedSequence([self._seed, self._epoch]))
+        bits = np.random.MT19937(np.random.SeedSequence([self._seed, epoch]))
         return np.random.RandomState(bits).permutation(len(self._items)).astype(np.int64, copy=False)
 
     def state_dict(self) -> dict[str, int | bool]:
@@ -86,4 +110,4 @@ class DataStream(Iterator[tuple[int, Row]]):
             raise DataError(f"the saved data stream is broken: epoch={epoch}, cursor={cursor}")
         self._epoch = epoch
         self._cursor = cursor
-        self._order = self._order_of_epoch()
+        self._order = self._order_of(epoch)

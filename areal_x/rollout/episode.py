@@ -24,12 +24,12 @@ class Episode:
     __slots__ = (
         "deadline",
         "end",
-        "failure",
         "finished_at",
         "generations",
         "group",
         "index",
         "num_turns",
+        "reason",
         "started_at",
         "task",
         "trajectories",
@@ -43,7 +43,8 @@ class Episode:
         self.deadline = 0.0
         self.task: asyncio.Task[Trajectory | list[Trajectory] | None] | None = None
         self.trajectories: list[Trajectory] | None = None
-        self.failure: str | None = None
+        self.reason: str | None = None
+        """Of ``end``, where there is one."""
         self.end: EpisodeEnd | None = None
         self.num_turns = 0
         self.generations: list[tuple[float, float]] = []
@@ -52,6 +53,11 @@ class Episode:
     def episode_id(self) -> str:
         """``<group>-<index in the group>``, unique in the run."""
         return f"{self.group.group_id}-{self.index}"
+
+    @property
+    def runs_again(self) -> bool:
+        """Of an episode of a run that was resumed: whether nothing is left of it."""
+        return self.end is None and self.trajectories is None
 
 
 @dataclass(frozen=True, slots=True)

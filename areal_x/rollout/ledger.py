@@ -78,7 +78,7 @@ class EpisodeLedger:
         """The episode reached its one end."""
         if episode.end is not None:
             raise AssertionError(f"episode {episode.episode_id} ended twice: {episode.end}, then {end}")
-        episode.end = end
+        episode.end, episode.reason = end, reason
         counts = self.counts
         if end == "trained":
             counts.trained += 1
