@@ -40,6 +40,7 @@ from areal_x.rollout.groups import FailurePolicy, PendingGroup
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
 from areal_x.rollout.parts import ReadyLimit
+from areal_x.rollout.redraws import Redraws
 from areal_x.rollout.staleness import StalenessBudget
 
 __all__ = ["RolloutExecutor"]
@@ -103,7 +104,8 @@ class RolloutExecutor(GroupSource):
         seconds = config.episode_timeout_seconds
         self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), seconds, self._on_group_scored)
         ledger, limit = EpisodeLedger(failures, on_record, on_span), ReadyLimit(max_ready_groups, groups_per_step)
-        super().__init__(budget, failures, ledger, self._finisher, limit)
+        redraws = Redraws(config.max_redraws if bounded else None, groups_per_step)
+        super().__init__(budget, failures, ledger, self._finisher, limit, redraws)
         self._on_group = on_group
         queue = config.num_slots if max_ready_groups is None else max(config.group_size, config.num_slots // 4)
         self._max_requests = config.num_slots + queue
@@ -164,7 +166,7 @@ class RolloutExecutor(GroupSource):
 
     @property
     def num_ready_groups(self) -> int:
-        """Groups that wait for the trainer."""
+        """Groups, and holes in their place, that wait for the trainer."""
         return len(self._ready)
 
     @property
@@ -303,7 +305,9 @@ class RolloutExecutor(GroupSource):
         self.budget.on_episodes_ended(pending.num_waiting)
         ready = self._verdicts.on_complete(pending)
         del self._open_groups[pending.group_id]
-        if ready is not None:
+        if ready is True:
+            self._ready.put_hole(pending.group_id)
+        elif ready:
             self._ready.put(ready)
             if self._on_group is not None:
                 self._on_group(ready.group)
@@ -339,6 +343,6 @@ class RolloutExecutor(GroupSource):
         if tasks:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)
         unfinished = [e for group in self._open_groups.values() for e in group.episodes if e.end is None]
-        untrained = [episode for ready in self._ready.take(len(self._ready)) for episode in ready.kept]
+        untrained = [episode for ready in self._ready.take(len(self._ready))[0] for episode in ready.kept]
         self._open_groups.clear()
         self._ledger.close_all([*unfinished, *untrained, *self._verdicts.give_up()], "cancelled")

@@ -12,8 +12,9 @@ from areal_x.rollout.finish_group import GroupFinisher
 from areal_x.rollout.ledger import EpisodeLedger
 from areal_x.rollout.parts import ReadyLimit
 from areal_x.rollout.ready import ReadyGroup, ReadyGroups
+from areal_x.rollout.redraws import Redraws
 from areal_x.rollout.staleness import OverAgeCounts, StalenessBudget, mask_over_age
-from areal_x.rollout.verdicts import GroupVerdicts
+from areal_x.rollout.verdicts import GroupVerdicts, VerdictCounts
 
 __all__ = ["GroupSource"]
 
@@ -23,6 +24,9 @@ class GroupSource(ABC):
 
     Without reward models the trainer calls ``next_groups``. With them it takes ``next_candidates``, scores them, and
     gets the groups that are left from ``settle_candidates``; the places of the others are free for further groups.
+
+    Rejected groups whose redraws are used up leave holes (``Redraws``), which are waited for and taken like groups: a
+    call then gives fewer groups than places, and ``redraws.num_holes`` grows by the difference.
     """
 
     def __init__(
@@ -32,11 +36,13 @@ class GroupSource(ABC):
         ledger: EpisodeLedger,
         finisher: GroupFinisher,
         ready_limit: ReadyLimit,
+        redraws: Redraws,
     ) -> None:
         self.budget = budget
         self._failures = failures
         self._ledger = ledger
-        self._verdicts = GroupVerdicts(finisher, ledger, budget, failures)
+        self.redraws = redraws
+        self._verdicts = GroupVerdicts(finisher, ledger, budget, failures, redraws)
         self._ready_limit = ready_limit
         self._ready, self._over_age = ReadyGroups(self._nothing_comes), OverAgeCounts()
         self._next_group_id = 0
@@ -47,7 +53,7 @@ class GroupSource(ABC):
         return await self.next_groups(num_groups, num_groups, version)
 
     async def next_groups(self, at_most: int, at_least: int = 1, version: int | None = None) -> list[TrajectoryGroup]:
-        """Wait for ``at_least`` ready groups and take the oldest, ``at_most`` so many.
+        """Wait for ``at_least`` ready places and take the oldest, ``at_most`` so many; the groups that they hold.
 
         Tokens too old for a train step on weights ``version`` (default: those published last) are masked;
         ``take_over_age`` tells how many. A trainer that accumulates gradients can take the parts of one step as they
@@ -61,16 +67,19 @@ class GroupSource(ABC):
         if not 1 <= at_least <= at_most:
             raise ValueError(f"cannot take at least {at_least} and at most {at_most} groups")
         await self._wait_for(at_least)
-        return self._train(self._ready.take(at_most), version)
+        return self._train(*self._ready.take(at_most), version)
 
     async def next_candidates(self, num_groups: int) -> list[TrajectoryGroup]:
-        """Wait for ``num_groups`` groups and take the oldest, for reward models to score; then ``settle_candidates``.
+        """Wait for ``num_groups`` places and take the oldest; their groups are for reward models to score, and then for
+        ``settle_candidates``.
 
         Raises:
             DataError, Exception: as ``next_groups``.
         """
         await self._wait_for(num_groups)
-        return self._verdicts.hold(self._ready.take(num_groups))
+        taken, num_holes = self._ready.take(num_groups)
+        self.redraws.on_taken(0, num_holes)
+        return self._verdicts.hold(taken)
 
     def settle_candidates(self, outcomes: Iterable[RewardOutcome], version: int | None = None) -> list[TrajectoryGroup]:
         """The groups taken by ``next_candidates`` that post-processing and filter keep, masked as by ``next_groups``.
@@ -81,18 +90,22 @@ class GroupSource(ABC):
         Raises:
             FailureBudgetError, RewardError: as ``run``.
         """
-        return self._train(self._verdicts.on_scored(outcomes), version)
+        return self._train(*self._verdicts.on_scored(outcomes), version)
 
     async def remaining_groups(self, version: int | None = None) -> list[TrajectoryGroup]:
         """Wait until the items have ended and every episode has run, and take all groups; raises what ended the run."""
         await self._ready.wait(1 << 62, self._schedule_tick)
         self._raise_if_ended()
-        return self._train(self._ready.take(len(self._ready)), version)
+        return self._train(*self._ready.take(len(self._ready)), version)
 
     def take_over_age(self) -> OverAgeCounts:
         """What masking did to the groups taken since the last call."""
         counts, self._over_age = self._over_age, OverAgeCounts()
         return counts
+
+    def take_verdicts(self) -> VerdictCounts:
+        """Groups accepted and rejected since the last call."""
+        return self._verdicts.take_counts()
 
     async def _wait_for(self, num_groups: int) -> None:
         self._ready_limit.on_asked(len(self._ready) < num_groups)
@@ -101,8 +114,9 @@ class GroupSource(ABC):
         if len(self._ready) < num_groups:
             raise self._ready.too_few(num_groups, self._next_group_id, self._failures.first_failure)
 
-    def _train(self, taken: Sequence[ReadyGroup], version: int | None) -> list[TrajectoryGroup]:
+    def _train(self, taken: Sequence[ReadyGroup], num_holes: int, version: int | None) -> list[TrajectoryGroup]:
         """Hand over what will be trained on weights ``version`` (default: those published last)."""
+        self.redraws.on_taken(len(taken), num_holes)
         self._ledger.close_all((episode for ready in taken for episode in ready.kept), "trained")
         groups = [ready.group for ready in taken]
         step_version = self.budget.version if version is None else version

@@ -27,6 +27,9 @@ class ReadyGroup(NamedTuple):
 class ReadyGroups:
     """A store ordered by age: the group admitted first is taken first. One consumer.
 
+    ``holes`` are the ids of rejected groups that no other group is drawn for: they are waited for and taken like
+    groups, at their place in the order, but nothing is handed over for them.
+
     Args:
         nothing_comes: tells whether no further group will ever be put.
     """
@@ -34,12 +37,14 @@ class ReadyGroups:
     def __init__(self, nothing_comes: Callable[[], bool]) -> None:
         self._nothing_comes = nothing_comes
         self._heap: list[ReadyGroup] = []
+        self.holes: list[int] = []
         self._waiter: asyncio.Future[None] | None = None
         self.num_wanted = 0
         """Groups that the consumer waits for; 0 when it does not wait."""
 
     def __len__(self) -> int:
-        return len(self._heap)
+        """Places that can be taken: groups and holes."""
+        return len(self._heap) + len(self.holes)
 
     @property
     def num_episodes(self) -> int:
@@ -50,9 +55,21 @@ class ReadyGroups:
         """Add a group; ``wake`` tells the consumer."""
         heapq.heappush(self._heap, ready)
 
-    def take(self, num_groups: int) -> list[ReadyGroup]:
-        """Remove the oldest groups, ``num_groups`` at most."""
-        return [heapq.heappop(self._heap) for _ in range(min(num_groups, len(self._heap)))]
+    def put_hole(self, group_id: int) -> None:
+        """Add the place of a rejected group."""
+        heapq.heappush(self.holes, group_id)
+
+    def take(self, num_places: int) -> tuple[list[ReadyGroup], int]:
+        """Remove the oldest groups and holes, ``num_places`` at most; the groups, and the number of holes."""
+        groups: list[ReadyGroup] = []
+        num_holes = 0
+        for _ in range(min(num_places, len(self))):
+            if self.holes and (not self._heap or self.holes[0] < self._heap[0].group_id):
+                heapq.heappop(self.holes)
+                num_holes += 1
+            else:
+                groups.append(heapq.heappop(self._heap))
+        return groups, num_holes
 
     def wake(self) -> None:
         """Look whether the consumer's wait is over."""
@@ -63,7 +80,7 @@ class ReadyGroups:
     def too_few(self, num_wanted: int, num_items: int, first_failure: str | None) -> DataError:
         """The error of a consumer who wants more groups than the items could give."""
         return DataError(
-            f"the data ended after {num_items} items: {len(self._heap)} groups are ready and {num_wanted} are wanted; "
+            f"the data ended after {num_items} items: {len(self)} groups are ready and {num_wanted} are wanted; "
             "give more items or epochs, or a smaller train.batch_size"
             + (f"; the first failure was:\n{first_failure}" if first_failure else "")
         )
@@ -83,4 +100,4 @@ class ReadyGroups:
             self.num_wanted = 0
 
     def _is_over(self) -> bool:
-        return len(self._heap) >= self.num_wanted or self._nothing_comes()
+        return len(self) >= self.num_wanted or self._nothing_comes()

@@ -4,7 +4,7 @@ Two rules that hold together:
 
 1. **Admission** (``StalenessBudget``). With G groups to a step, bound ``eta`` and ``version`` publications so far, a
    group may start while ``accepted + running < (eta + version + 1) * G``. Rejected and failed groups give their place
-   back.
+   back, but for those that leave a hole (``Redraws``): they count as accepted, and as trained with their step.
 2. **Consumption** (``mask_over_age``). A train step on weights ``v`` trains no token of a version below ``v - eta``.
 
 Why the bound holds. Rule 2 alone proves that no trained token is older than ``eta``: the engine stamps every token
@@ -95,7 +95,7 @@ class StalenessBudget:
         self.num_running_episodes -= count
 
     def on_accepted(self) -> None:
-        """A running group is complete and will be trained; it keeps its place."""
+        """A running group is complete and keeps its place: it will be trained, or leaves a hole."""
         self.num_running_groups -= 1
         self.num_accepted_groups += 1
 

@@ -46,7 +46,7 @@ class PolicyStep:
                 metrics = self._engine.train_step(batch)
         if not is_last:
             return None
-        if in_parts:
+        if in_parts or not groups:  # A step of nothing is skipped, and counted, by the engine.
             metrics = self._engine.apply()
         if config.rollout.colocated:
             self._engine.release_memory()

@@ -18,11 +18,14 @@ _MAX_VALUES, _MAX_LENGTH = 12, 40
 
 
 def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Mean reward, its parts, and the shape of the samples of one step. Masked samples (reward NaN) have no reward.
+    """Mean reward, its parts, and the shape of the samples of one step, if there are any. Masked samples (reward NaN)
+    have no reward.
 
     ``reward/mean`` is of the rewards as they were given; ``reward/processed_mean`` is there where post-processing
     changed them.
     """
+    if not groups:
+        return {}
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     processed = [group.rewards[~np.isnan(group.rewards)] for group in groups]
     raw = np.concatenate([_raw_rewards(group)[~np.isnan(group.rewards)] for group in groups])

@@ -11,7 +11,6 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from areal_x.api.config import ExperimentConfig, SamplingConfig
-from areal_x.api.import_paths import load_object
 from areal_x.api.records import IntArray, SamplingParams
 from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
@@ -21,6 +20,7 @@ from areal_x.engine.servers.text_tokenizer import TextTokenizer
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.rollout.dataset import Items, load_dataset_items
+from areal_x.rollout.filters import bind_filter, load_group_filter
 from areal_x.rollout.finish_group import GroupFilter
 from areal_x.trainer.given import Given
 from areal_x.workflow.build import build_workflow
@@ -116,28 +116,26 @@ def make_train_engine(config: ExperimentConfig, model_path: str, ranks: RankGrou
     """The policy to train, in this process or on ``ranks``. Its log-probabilities are those of the temperature that
     samples are drawn at."""
     arguments = (model_path, config.train, config.algorithm, config.model)
-    temperature = config.rollout.sampling.temperature
+    options: dict[str, Any] = {"temperature": config.rollout.sampling.temperature, "reference": config.reference}
     if ranks is None:
-        return FSDPEngine(*arguments, temperature=temperature)
-    return RankedTrainEngine(ranks, *arguments, temperature=temperature)
+        return FSDPEngine(*arguments, **options)
+    return RankedTrainEngine(ranks, *arguments, **options)
 
 
 def load_filter(config: ExperimentConfig, given: Given | None = None) -> GroupFilter | None:
-    """The user's filter of complete groups, if any."""
+    """The filter of complete groups, if any."""
+    rollout = config.rollout
     if given is not None and given.group_filter is not None:
-        return given.group_filter
-    if config.rollout.filter is None:
+        return bind_filter(given.group_filter, rollout.filter_kwargs, "rollout.filter")
+    if rollout.filter is None:
         return None
-    loaded: GroupFilter = load_object(config.rollout.filter, "rollout.filter")
-    return loaded
+    return load_group_filter(rollout.filter, rollout.filter_kwargs, "rollout.filter")
 
 
 def load_early_filter(config: ExperimentConfig) -> GroupFilter | None:
-    """The user's filter of groups that reward models have not scored yet, if any."""
-    if config.rollout.early_filter is None:
-        return None
-    loaded: GroupFilter = load_object(config.rollout.early_filter, "rollout.early_filter")
-    return loaded
+    """The filter of groups that reward models have not scored yet, if any."""
+    name = config.rollout.early_filter
+    return None if name is None else load_group_filter(name, {}, "rollout.early_filter")
 
 
 def token_texts(tokenizer: Any) -> Callable[[IntArray], list[str]]:

@@ -20,9 +20,11 @@ def engine_metrics(engine: InferenceEngine) -> dict[str, float]:
 
 
 def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:
-    """Running totals of episodes by how they ended, and the age of the tokens of the groups taken last."""
+    """Running totals of episodes by how they ended; the age of the tokens of the groups taken last; and, since the last
+    call, the share of groups that were rejected, and those drawn in their place."""
     counts = executor.counts
     over_age = executor.take_over_age()
+    verdicts = executor.take_verdicts()
     metrics = {
         "episodes/submitted": counts.submitted,
         "episodes/trained": counts.trained,
@@ -31,11 +33,14 @@ def rollout_metrics(executor: RolloutExecutor) -> dict[str, float]:
         "episodes/cancelled": counts.cancelled,
         "rollout/in_flight": executor.num_running_episodes,
         "rollout/queue": executor.num_ready_groups,
+        "rollout/redraws": verdicts.num_redraws,
+        "rollout/rejected_share": sum(verdicts.rejected_shares.values()),
         "rollout/masked_token_share": over_age.masked_share,
         "rollout/wholly_masked_samples": over_age.num_wholly_masked_samples,
         "staleness/mean_lag": over_age.mean_lag,
     }
     metrics |= {f"staleness/lag/{lag}": count for lag, count in sorted(over_age.lags.items())}
+    metrics |= {f"rollout/rejected_share/{reason}": share for reason, share in verdicts.rejected_shares.items()}
     metrics |= {f"episodes/rejected/{reason}": count for reason, count in counts.rejected.items()}
     metrics |= {f"episodes/failed/{reason}": count for reason, count in counts.failed.items()}
     metrics |= {f"{SCORES}{status}": count for status, count in counts.scores.items()}

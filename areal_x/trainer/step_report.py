@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
@@ -71,6 +71,8 @@ class StepReporter:
         self._writer.write_trajectories(records)
         self._writer.write_step(metrics)
         self._display.step(metrics)
+        if metrics.get("rollout/missing_groups"):
+            self._display.print(_missing_line(metrics, len(finished.groups)))
 
     def _outcomes(self, finished: FinishedStep) -> dict[str, float]:
         """How the scores since the step before ended, as ``outcome/<status>``, whatever became of their groups; and of
@@ -88,3 +90,14 @@ class StepReporter:
                 if trajectory.outcome is not None and (reason := trajectory.outcome.metadata.get("reason")):
                     counts[f"outcome/ok/{reason}"] += 1
         return {name: float(count) for name, count in counts.items()} | rate
+
+
+def _missing_line(metrics: Mapping[str, float], num_groups: int) -> str:
+    """Which part of a step is missing, and why."""
+    prefix = "rollout/rejected_share/"
+    shares = {name.removeprefix(prefix): share for name, share in metrics.items() if name.startswith(prefix)}
+    missing = int(metrics["rollout/missing_groups"])
+    reasons = ", ".join(f"{reason} {share:.0%}" for reason, share in shares.items())
+    what = f"trained on {num_groups} of {num_groups + missing} groups" if num_groups else "nothing to train"
+    redraws = f"after {metrics['rollout/redraws']:.0f} redraws the rest stays rejected"
+    return f"step {metrics['step']:.0f}: {what}; {redraws} ({reasons})"

@@ -119,16 +119,18 @@ class Trainer:
         config, version, size = self.config, self.train_engine.version, self.config.groups_per_step
         groups: list[TrajectoryGroup] = []
         outcome: StepOutcome | None = None
-        wait_seconds = 0.0
+        wait_seconds, num_taken = 0.0, 0
         while outcome is None:
-            part, part_wait_seconds = await self._next_part(min(config.groups_per_part, size - len(groups)))
+            num_places = min(config.groups_per_part, size - num_taken)
+            part, part_wait_seconds = await self._next_part(num_places)
             started = time.monotonic()
             wait_seconds += part_wait_seconds
-            is_last = len(groups) + len(part) == size
+            is_first, num_taken = num_taken == 0, num_taken + num_places
+            is_last = num_taken == size
             training = group.create_task(
                 self.thread.call(self.policy_step.take, step, part, is_last), name="train step"
             )
-            if not groups:
+            if is_first:
                 self._report()
                 totals = await self._busy_totals()
             groups += part
@@ -137,7 +139,7 @@ class Trainer:
         num_samples = len(outcome.advantages)
         timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
         metrics = outcome.metrics | rollout_metrics(self.executor) | engine_metrics(self.engine)
-        metrics |= self._update_seconds | timing
+        metrics |= self._update_seconds | timing | {"rollout/missing_groups": float(size - len(groups))}
         if self.reward_models is not None:
             metrics |= self.reward_models.take_metrics()
         return FinishedStep(step, version, groups, outcome.advantages, metrics)
