@@ -119,8 +119,8 @@ class PolicyFacts:
     weights: tuple[tuple[str, tuple[int, ...]], ...]
     """Name and shape of what ``named_weights`` gives, in its order."""
     vocabulary_size: int
-    has_reference: bool
-    """Whether a frozen copy of the weights is kept, too."""
+    num_reference_parameters: int = 0
+    """Numbers in the weights of a reference of its own; 0: there is none, or it lies below adapters."""
 
     @property
     def num_parameters(self) -> int:
@@ -163,7 +163,8 @@ class TrainEngine(ABC):
 
     @abstractmethod
     def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
-        """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
+        """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights. A reference
+        that is no model of its own (``reference.path``) begins anew as the policy is now."""
 
     @abstractmethod
     def logprobs(self, batch: TrainBatch) -> FloatArray:

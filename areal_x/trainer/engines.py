@@ -58,7 +58,7 @@ def check_device_budget(
         facts.num_parameters,
         facts.vocabulary_size,
         config.train.logprob_chunk_tokens,
-        facts.has_reference,
+        has_reference=facts.num_reference_parameters > 0,
         has_adapters=config.train.lora.rank > 0,
         # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
         staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
@@ -83,7 +83,7 @@ def check_reward_model_memory(
         0 if train.cpu_offload else facts.num_parameters // train.num_ranks,
         facts.vocabulary_size,
         train.logprob_chunk_tokens,
-        facts.has_reference,
+        has_reference=facts.num_reference_parameters > 0,
         has_adapters=train.lora.rank > 0,
     )
     check_reward_model_budget(

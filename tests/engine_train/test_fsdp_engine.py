@@ -276,7 +276,8 @@ def test_weights_that_are_trained_keep_float32(make_model, make_batch, dtype: st
     engine = FSDPEngine(
         make_model(), train, AlgorithmConfig(kl_coefficient=0.1), ModelConfig(dtype=dtype, device="cpu")
     )
-    assert engine.reference is not None and engine.reference.model.dtype == torch.float32
+    assert engine.reference is not None and engine.reference.module is not None
+    assert engine.reference.module.model.dtype == torch.float32
     assert {tensor.dtype for _, tensor in engine.named_weights()} == {torch.float32}
     name = "model.layers.0.mlp.up_proj.weight"
     before = dict(engine.named_weights())[name].clone()

@@ -13,7 +13,7 @@ from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from areal_x.api.config import AlgorithmConfig, LoraConfig, ModelConfig, TrainConfig
+from areal_x.api.config import AlgorithmConfig, LoraConfig, ModelConfig, ReferenceConfig, TrainConfig
 from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import TrainBatch
 from areal_x.engine.cpu_linear import OneDnnLinear
@@ -127,7 +127,7 @@ def test_the_kl_term_is_that_of_a_second_model(make_model, make_batch) -> None:
     path, batch = make_model(), make_batch([4, 4])
     algorithm, train = AlgorithmConfig(kl_coefficient=0.1), TrainConfig(learning_rate=1e-2, lora=LoraConfig(rank=4))
     own = FSDPEngine(path, train, algorithm, ModelConfig(device="cpu"))
-    second = FSDPEngine(path, train, algorithm, ModelConfig(device="cpu"), reference_path=path)
+    second = FSDPEngine(path, train, algorithm, ModelConfig(device="cpu"), reference=ReferenceConfig(path=str(path)))
     found = [(own.train_step(batch), second.train_step(batch)) for _ in range(4)]
     assert found[0][0]["train/reference_kl"] == 0 < found[-1][0]["train/reference_kl"]
     for ours, theirs in found:

@@ -16,20 +16,20 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
+from areal_x.api.config import AlgorithmConfig, ModelConfig, ReferenceConfig, TrainConfig
 from areal_x.api.engine_api import PolicyFacts, TrainEngine
-from areal_x.api.errors import ConfigError
+from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.batch_checks import check_train_batch
-from areal_x.engine.train.lora import adapter_facts, adapters_off, merged_rows, named_adapters, published_parameters
+from areal_x.engine.train.lora import adapter_facts, merged_rows, named_adapters, published_parameters
 from areal_x.engine.train.optimizer import ScheduledAdamW
-from areal_x.engine.train.packed_policy import PackedPolicy
 from areal_x.engine.train.packing import MicroBatch
 from areal_x.engine.train.partition import plan_part
 from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, resolve_device
 from areal_x.engine.train.policy_files import load_weights, save_policy
 from areal_x.engine.train.policy_updates import PolicyHooks, PolicyUpdates
+from areal_x.engine.train.reference import Reference
 from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
 from areal_x.engine.transfer.lora import AdapterFacts
@@ -49,7 +49,7 @@ class FSDPEngine(TrainEngine):
         algorithm: the objective.
         model: device, and the type of numbers of the inference engines that take the weights; training keeps float32.
         temperature: of the sampling whose log-probabilities are trained.
-        reference_path: the KL term's reference. Default: the policy as it is loaded now.
+        reference: what the policy is kept near, where ``algorithm.kl_coefficient`` says so. Default: the policy itself.
         seed: of the order in which groups are dealt out to mini-batches.
         ranks: this rank's place among those that train together; every method is then called on all of them alike.
 
@@ -65,7 +65,7 @@ class FSDPEngine(TrainEngine):
         model: ModelConfig,
         *,
         temperature: float = 1.0,
-        reference_path: Path | str | None = None,
+        reference: ReferenceConfig | None = None,
         seed: int = 0,
         ranks: RankContext = ONE_RANK,
     ) -> None:
@@ -84,11 +84,9 @@ class FSDPEngine(TrainEngine):
         self._trust_remote_code = model.trust_remote_code
         if self.device.type == "cpu":
             torch.set_num_threads(train.num_threads)
-        self.reference: PackedPolicy | None = None
-        # The base below adapters is frozen, so it is the reference.
-        if algorithm.kl_coefficient and not (train.lora.rank and reference_path is None):
-            self.reference = load_policy(reference_path or model_path, model, train, ranks)
-            self.reference.requires_grad_(False)
+        self.reference: Reference | None = None
+        if algorithm.kl_coefficient:
+            self.reference = Reference(self.policy, model_path, reference or ReferenceConfig(), model, train, ranks)
         self.optimizer = ScheduledAdamW(self.policy.parameters(), train, ranks, self.device)
         self.updates = PolicyUpdates(
             self.policy,
@@ -114,13 +112,15 @@ class FSDPEngine(TrainEngine):
             inference_dtype=self.inference_dtype,
             weights=tuple((name, tuple(weight.shape)) for name, weight, _ in published_parameters(self.model)),
             vocabulary_size=embedding_rows(self.model),
-            has_reference=self.reference is not None,
+            num_reference_parameters=0 if self.reference is None else self.reference.num_parameters,
         )
 
     def reset_optimizer(self, learning_rate: float, schedule: str, warmup_steps: int, total_steps: int) -> None:
-        """Start a new phase (after a warm start, say): fresh optimiser state and schedule, same weights."""
+        """See ``TrainEngine.reset_optimizer``."""
         self.discard()
         self.optimizer.reset(learning_rate, schedule, warmup_steps, total_steps)
+        if self.reference is not None:
+            self.reference.start_over()
 
     @property
     def learning_rate(self) -> float:
@@ -160,8 +160,9 @@ class FSDPEngine(TrainEngine):
     def discard(self) -> None:
         """See ``TrainEngine.discard``."""
         self.updates.discard()
-        for model in filter(None, (self.policy, self.reference)):
-            free_gathered(model)
+        free_gathered(self.policy)
+        if self.reference is not None:
+            self.reference.free()
 
     def release_memory(self) -> None:
         """See ``TrainEngine.release_memory``; PyTorch keeps freed blocks for itself otherwise."""
@@ -199,9 +200,19 @@ class FSDPEngine(TrainEngine):
     def logprobs(self, batch: TrainBatch) -> FloatArray:
         """See ``TrainEngine.logprobs``; at the engine's temperature."""
         self._check(batch)
-        wanted = np.ones(len(batch.input_ids), dtype=np.bool_)
-        wanted[batch.offsets[:-1][batch.lengths > 0]] = False
-        return self._logprobs(batch, wanted)
+        return self._logprobs(batch, _predicted(batch))
+
+    def reference_logprobs(self, batch: TrainBatch) -> FloatArray:
+        """See ``TrainEngine.reference_logprobs``."""
+        self._check(batch)
+        found = self._reference_values(len(batch.input_ids), self._plan(batch, _predicted(batch)))
+        values: FloatArray = self._ranks.sum(found).cpu().numpy()
+        return values
+
+    def update_reference(self) -> None:
+        """See ``TrainEngine.update_reference``."""
+        if self.reference is not None:
+            self.reference.follow()
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See ``TrainEngine.named_weights``. The tensors are the live ones, not copies, but for layers with adapters
@@ -270,28 +281,14 @@ class FSDPEngine(TrainEngine):
         )
         return [share_rows(micro_batch, self._ranks) for micro_batch in plan]
 
-    @torch.no_grad()
-    def _reference_logprobs(self, micro_batch: MicroBatch) -> torch.Tensor | None:
-        """Log-probabilities [M] of the frozen reference; ``None`` where the loss has no KL term."""
-        if not self._algorithm.kl_coefficient:
-            return None
-        if self.reference is not None:
-            logprobs, _ = self.reference(micro_batch, self.temperature)
-        else:
-            with adapters_off(self.model):
-                logprobs, _ = self.policy(micro_batch, self.temperature)
-        result: torch.Tensor = logprobs
-        return result
-
     def _reference_values(self, num_tokens: int, plan: list[MicroBatch]) -> torch.Tensor:
         """Log-probabilities of the targets of ``plan`` under the reference, float32 [N]; 0 elsewhere."""
+        if self.reference is None:
+            raise EngineError("there is no reference model: algorithm.kl_coefficient is 0")
         result = torch.zeros(num_tokens, dtype=torch.float32, device=self.device)
-        for micro_batch in plan:
-            logprobs = self._reference_logprobs(micro_batch)
-            assert logprobs is not None
-            result[micro_batch.positions] = logprobs.to(torch.float32)
-        if self.reference is not None:
-            free_gathered(self.reference)
+        with self.reference.present():
+            for micro_batch in plan:
+                result[micro_batch.positions] = self.reference.logprobs(micro_batch, self.temperature).float()
         return result
 
     @torch.no_grad()
@@ -303,3 +300,10 @@ class FSDPEngine(TrainEngine):
         free_gathered(self.policy)
         values: FloatArray = self._ranks.sum(result).cpu().numpy()
         return values
+
+
+def _predicted(batch: TrainBatch) -> BoolMask:
+    """The tokens that have a log-probability: all but the first of each sequence."""
+    wanted = np.ones(len(batch.input_ids), dtype=np.bool_)
+    wanted[batch.offsets[:-1][batch.lengths > 0]] = False
+    return wanted

@@ -39,6 +39,11 @@ class RankPolicy(FSDPEngine):
         values = self.logprobs(batch)
         return values if self._is_first else None
 
+    def first_ranks_reference_logprobs(self, batch: TrainBatch) -> FloatArray | None:
+        """``reference_logprobs``, which all ranks have, from the first."""
+        values = self.reference_logprobs(batch)
+        return values if self._is_first else None
+
     def start_gathering(self, adapters: bool) -> None:
         """Begin with the first of ``named_weights``, or of ``named_adapters``."""
         self._gathering = self.named_adapters() if adapters else self.named_weights()

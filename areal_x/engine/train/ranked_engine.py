@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
+from areal_x.api.config import AlgorithmConfig, ModelConfig, ReferenceConfig, TrainConfig
 from areal_x.api.engine_api import PolicyFacts, TrainEngine
 from areal_x.api.records import FloatArray, TrainBatch
 from areal_x.engine.ranks.rank_group import RankGroup, device_of_rank
@@ -44,7 +44,7 @@ class RankedTrainEngine(TrainEngine):
         model: ModelConfig,
         *,
         temperature: float = 1.0,
-        reference_path: Path | str | None = None,
+        reference: ReferenceConfig | None = None,
     ) -> None:
         self.version = 0
         self.group = group
@@ -54,7 +54,7 @@ class RankedTrainEngine(TrainEngine):
             "algorithm": algorithm,
             "model": dataclasses.replace(model, device=device_of_rank(model.device)),
             "temperature": temperature,
-            "reference_path": reference_path,
+            "reference": reference,
         }
         group.build(POLICY, _FACTORY, arguments)
         facts: PolicyFacts = group.call(POLICY, "get_facts")[0]
@@ -105,6 +105,15 @@ class RankedTrainEngine(TrainEngine):
         """See ``TrainEngine.logprobs``."""
         values: FloatArray = self.group.call(POLICY, "first_ranks_logprobs", batch)[0]
         return values
+
+    def reference_logprobs(self, batch: TrainBatch) -> FloatArray:
+        """See ``TrainEngine.reference_logprobs``."""
+        values: FloatArray = self.group.call(POLICY, "first_ranks_reference_logprobs", batch)[0]
+        return values
+
+    def update_reference(self) -> None:
+        """See ``TrainEngine.update_reference``."""
+        self.group.call(POLICY, "update_reference")
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See ``TrainEngine.named_weights``. Copies, which are gathered through the first rank a few at a time."""

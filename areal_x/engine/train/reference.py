@@ -70,6 +70,11 @@ class Reference:
             changes=False,
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in weights of its own."""
+        return 0 if self.module is None else sum(parameter.numel() for parameter in self.module.parameters())
+
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
         """Its weights are on the device while the body runs. May be nested."""
