@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,10 @@ class StepTotals:
     num_computed_tokens: int = 0
     num_micro_batches: int = 0
     num_skipped: int = 0
+    num_bad_losses: int = 0
+    """Updates skipped because the loss was not finite."""
+    num_bad_gradients: int = 0
+    """Updates skipped because the gradient was not, though the loss was."""
     seconds: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
     update_tokens: int = 0
@@ -47,6 +52,9 @@ class StepTotals:
             self.grad_norms.append(update.grad_norm)
         else:
             self.num_skipped += 1
+            is_loss = not math.isfinite(update.loss)
+            self.num_bad_losses += is_loss
+            self.num_bad_gradients += update.num_tokens > 0 and not is_loss
         self.update_tokens = 0
         self.update_loss = torch.zeros_like(self.update_loss)
 
@@ -63,6 +71,8 @@ class StepTotals:
             metrics |= dict(zip(POLICY_SUMS, means, strict=True))
         metrics |= {
             "skipped_steps": self.num_skipped,
+            "nonfinite_losses": self.num_bad_losses,
+            "nonfinite_gradients": self.num_bad_gradients,
             "trained_tokens": trained_tokens,
             "batch_tokens": self.num_batch_tokens,
             "computed_tokens": computed_tokens,
