@@ -37,10 +37,11 @@ from areal_x.rollout.failure_budget import FailureBudget
 from areal_x.rollout.finish_group import GroupFinisher, GroupHooks, is_waiting
 from areal_x.rollout.group_source import GroupSource
 from areal_x.rollout.groups import FailurePolicy, PendingGroup
-from areal_x.rollout.ledger import EpisodeLedger
+from areal_x.rollout.ledger import EpisodeLedger, PromptEnd
 from areal_x.rollout.lockstep import Lockstep, LockstepGenerator
 from areal_x.rollout.parts import ReadyLimit
 from areal_x.rollout.redraws import Redraws
+from areal_x.rollout.rollout_state import RolloutSnapshot, RolloutState
 from areal_x.rollout.staleness import StalenessBudget
 
 __all__ = ["RolloutExecutor"]
@@ -67,7 +68,9 @@ class RolloutExecutor(GroupSource):
         bounded: false admits items without a staleness bound (evaluation).
         lockstep: send requests in rounds, so that runs repeat bitwise. Default: when ``max_staleness`` is 0.
         version: publications before this run.
+        start: where an earlier run stopped; ``items`` then begin with the first one that it had not drawn.
         on_group, on_record: called with each group as it becomes ready, each episode's record as it ends.
+        on_prompt: called with each group that will not be trained, when that is settled.
         on_span: called with (lane, start, end), ``time.monotonic()`` seconds, for each episode, generation and scoring.
     """
 
@@ -89,8 +92,10 @@ class RolloutExecutor(GroupSource):
         bounded: bool = True,
         lockstep: bool | None = None,
         version: int = 0,
+        start: RolloutState | None = None,
         on_group: Callable[[TrajectoryGroup], None] | None = None,
         on_record: Callable[[EpisodeRecord], None] | None = None,
+        on_prompt: Callable[[PromptEnd], None] | None = None,
         on_span: Callable[[str, float, float], None] | None = None,
     ) -> None:
         max_staleness = config.max_staleness if bounded else None
@@ -103,7 +108,10 @@ class RolloutExecutor(GroupSource):
         policy = FailurePolicy.parse(on_failure)
         seconds = config.episode_timeout_seconds
         self._finisher = GroupFinisher(policy, min_samples, hooks or GroupHooks(), seconds, self._on_group_scored)
-        ledger, limit = EpisodeLedger(failures, on_record, on_span), ReadyLimit(max_ready_groups, groups_per_step)
+        ledger, limit = (
+            EpisodeLedger(failures, on_record, on_span, on_prompt),
+            ReadyLimit(max_ready_groups, groups_per_step),
+        )
         redraws = Redraws(config.max_redraws if bounded else None, groups_per_step)
         super().__init__(budget, failures, ledger, self._finisher, limit, redraws)
         self._on_group = on_group
@@ -122,6 +130,9 @@ class RolloutExecutor(GroupSource):
         self._ended: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self._stopped = False
+        self._restarting: list[PendingGroup] = []
+        if start is not None:
+            self._go_on_from(start)
 
     # ---- what the trainer calls -------------------------------------------------------------------------------------
 
@@ -159,6 +170,21 @@ class RolloutExecutor(GroupSource):
         self.budget.on_published(version)
         self._schedule_tick()
 
+    def snapshot(self) -> RolloutSnapshot:
+        """A copy of all that a run needs to go on from here. Between two steps, when the trainer holds no groups."""
+        if self._verdicts.num_held_episodes:
+            raise RuntimeError("the trainer holds groups, which no snapshot could keep")
+        state = RolloutState(
+            next_group_id=self._next_group_id,
+            num_accepted_groups=self.budget.num_accepted_groups,
+            num_redraws=self.redraws.num_used,
+            counts=self.counts,
+            open_groups=list(self._open_groups.values()),
+            ready=self._ready.groups,
+            holes=self._ready.holes,
+        )
+        return RolloutSnapshot.of(state)
+
     @property
     def counts(self) -> EpisodeCounts:
         """Episodes by how they ended."""
@@ -193,6 +219,8 @@ class RolloutExecutor(GroupSource):
             return
         # Tasks made by the last tick have had their first step: if they want the engine, its traffic counts them now.
         self._num_fresh = 0
+        while self._restarting:
+            self._start_episodes(self._restarting.pop(0))
         try:
             while self._may_admit():
                 item = next(self._items, None)
@@ -218,29 +246,49 @@ class RolloutExecutor(GroupSource):
         return self._traffic.num_requests + self._num_fresh < max_requests
 
     def _start_group(self, item: dict[str, Any]) -> None:
-        assert self._loop is not None
         self.budget.admit()
         size = self.budget.group_size
         pending = PendingGroup(self._next_group_id, item, self.budget.version, size)
+        pending.episodes = [Episode(pending, index, 0.0) for index in range(size)]
         self._next_group_id += 1
         self._open_groups[pending.group_id] = pending
         self.counts.submitted += size
-        self._num_fresh += size
+        self._start_episodes(pending)
+
+    def _start_episodes(self, pending: PendingGroup) -> None:
+        """Run all episodes of a group, but for those of which an earlier run has left something."""
+        assert self._loop is not None
         now = time.monotonic()
-        for index in range(size):
-            episode = Episode(pending, index, now)
-            pending.episodes.append(episode)
+        for episode in pending.episodes:
+            if not episode.runs_again:
+                continue
+            self._num_fresh += 1
+            episode.started_at = now
             generator: Generator
             if self._lockstep is None:
                 generator = EpisodeGenerator(self._traffic, episode)
             else:
                 generator = LockstepGenerator(self._lockstep, episode)
                 self._lockstep.on_episode_started()
-            task = self._loop.create_task(self._workflow.arun_episode(generator, dict(item)))
+            task = self._loop.create_task(self._workflow.arun_episode(generator, dict(pending.item)))
             episode.task = task
             self._episodes[task] = episode
             task.add_done_callback(self._on_task_done)
             self._deadlines.add(episode, now)
+
+    def _go_on_from(self, start: RolloutState) -> None:
+        """Take over what an earlier run held; its open groups start with the first tick."""
+        self._next_group_id = start.next_group_id
+        self._ledger.counts = start.counts
+        self._open_groups = {pending.group_id: pending for pending in start.open_groups}
+        self._restarting = list(start.open_groups)
+        num_episodes = sum(pending.num_open for pending in start.open_groups)
+        self.budget.go_on_from(start.num_accepted_groups, len(start.open_groups), num_episodes)
+        self.redraws.num_used = start.num_redraws
+        for ready in start.ready:
+            self._ready.put(ready)
+        for group_id in start.holes:
+            self._ready.put_hole(group_id)
 
     # ---- settling ---------------------------------------------------------------------------------------------------
 

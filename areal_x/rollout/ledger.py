@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from areal_x.api.errors import EngineDiedError, PromptTooLongError
 from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.rollout.counts import EpisodeCounts
 from areal_x.rollout.episode import Episode, EpisodeEnd, EpisodeRecord
 from areal_x.rollout.failure_budget import FailureBudget
-from areal_x.rollout.groups import AssembledGroup, check_trajectories
+from areal_x.rollout.groups import AssembledGroup, PendingGroup, check_trajectories
 
-__all__ = ["EpisodeLedger"]
+__all__ = ["EpisodeLedger", "PromptEnd"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEnd:
+    """A group that will not be trained, and why. ``failed``: failures left too few good samples."""
+
+    group_id: int
+    end: Literal["rejected", "failed"]
+    reason: str
+    admitted_version: int
 
 
 class EpisodeLedger:
@@ -24,6 +36,7 @@ class EpisodeLedger:
         failures: says when there were too many.
         on_record: called once for each episode, when it reaches its end.
         on_span: called with (lane, start, end), in ``time.monotonic()`` seconds, when an episode has stopped running.
+        on_prompt: called with each group that will not be trained.
     """
 
     def __init__(
@@ -31,8 +44,10 @@ class EpisodeLedger:
         failures: FailureBudget,
         on_record: Callable[[EpisodeRecord], None] | None = None,
         on_span: Callable[[str, float, float], None] | None = None,
+        on_prompt: Callable[[PromptEnd], None] | None = None,
     ) -> None:
         self.counts = EpisodeCounts()
+        self._on_prompt = on_prompt
         self._failures = failures
         self._on_record = on_record
         self._on_span = on_span
@@ -98,6 +113,13 @@ class EpisodeLedger:
         for episode in episodes:
             self.close(episode, end, reason)
 
+    def reject_group(self, pending: PendingGroup, assembled: AssembledGroup, reason: str | None) -> None:
+        """A complete group will not be trained, for ``reason``."""
+        self.close_assembled(assembled)
+        self.close_all(assembled.kept, "rejected", reason)
+        if self._on_prompt is not None:
+            self._on_prompt(_prompt_end(pending, assembled, reason or "rejected"))
+
     def close_assembled(self, assembled: AssembledGroup) -> None:
         """Account for the episodes of a complete group that will not be trained."""
         for episode, reason in assembled.failed:
@@ -157,6 +179,19 @@ class EpisodeLedger:
         scoring = _scoring(episode)
         if scoring is not None:
             self._on_span("scoring", *scoring)
+
+
+def _prompt_end(pending: PendingGroup, assembled: AssembledGroup, reason: str) -> PromptEnd:
+    """The fate of a group; one that became too small has the commonest reason of its episodes."""
+    group_id, version = pending.group_id, pending.admitted_version
+    if assembled.group is not None:
+        return PromptEnd(group_id, "rejected", reason, version)
+    ends = Counter((e.end, e.reason) for e in pending.episodes if e.end in ("failed", "rejected") and e.reason)
+    failed = Counter({why: count for (end, why), count in ends.items() if end == "failed" and why})
+    if failed:
+        return PromptEnd(group_id, "failed", failed.most_common(1)[0][0], version)
+    own = Counter({why: count for (_, why), count in ends.items() if why and why != reason})
+    return PromptEnd(group_id, "rejected", own.most_common(1)[0][0] if own else reason, version)
 
 
 def _scoring(episode: Episode) -> tuple[float, float] | None:

@@ -51,6 +51,11 @@ class ReadyGroups:
         """Episodes without an end, of all groups."""
         return sum(len(ready.kept) for ready in self._heap)
 
+    @property
+    def groups(self) -> list[ReadyGroup]:
+        """All groups, in no order."""
+        return list(self._heap)
+
     def put(self, ready: ReadyGroup) -> None:
         """Add a group; ``wake`` tells the consumer."""
         heapq.heappush(self._heap, ready)

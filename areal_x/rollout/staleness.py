@@ -72,6 +72,12 @@ class StalenessBudget:
         self.num_accepted_groups = version * groups_per_step
         """Groups that are ready or trained, those of the publications before this run included."""
 
+    def go_on_from(self, num_accepted_groups: int, num_running_groups: int, num_running_episodes: int) -> None:
+        """Take over the groups of an earlier run, which were admitted under the bound of an earlier version."""
+        self.num_accepted_groups = num_accepted_groups
+        self.num_running_groups = num_running_groups
+        self.num_running_episodes = num_running_episodes
+
     @property
     def num_admissible(self) -> int:
         """Groups that may start now."""

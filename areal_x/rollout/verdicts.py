@@ -91,7 +91,7 @@ class GroupVerdicts:
                 self._budget.on_rejected()
             else:
                 self._budget.on_accepted()
-            self._reject(assembled, reason)
+            self._reject(pending, assembled, reason)
             return not is_redrawn
         self._budget.on_accepted()
         kept = assembled.kept
@@ -131,7 +131,7 @@ class GroupVerdicts:
                     self._budget.on_taken_back()
                 else:
                     num_holes += 1
-                self._reject(assembled, reason)
+                self._reject(pending, assembled, reason)
                 continue
             self._accept(assembled)
             accepted.append(ReadyGroup(pending.group_id, assembled.group, assembled.kept, pending))
@@ -158,8 +158,7 @@ class GroupVerdicts:
         self._ledger.close_assembled(assembled)
         self._failures.on_group(True, self._ledger.counts.rejected)
 
-    def _reject(self, assembled: AssembledGroup, reason: str | None) -> None:
+    def _reject(self, pending: PendingGroup, assembled: AssembledGroup, reason: str | None) -> None:
         self._counts.rejected[reason or "rejected"] += 1
-        self._ledger.close_assembled(assembled)
-        self._ledger.close_all(assembled.kept, "rejected", reason)
+        self._ledger.reject_group(pending, assembled, reason)
         self._failures.on_group(False, self._ledger.counts.rejected)
