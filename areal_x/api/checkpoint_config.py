@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["CheckpointConfig", "EvaluationConfig", "EvaluationSetConfig", "SamplingConfig"]
 
@@ -47,13 +48,17 @@ class EvaluationSetConfig:
     """As ``data.name``: selects the built-in reward."""
     prompt_key: str | None = None
     limit: int | None = None
+    """Items used."""
     group_size: int | None = None
     """Samples of one prompt."""
     sampling: SamplingConfig | None = None
+    """All of it: what is left out has the defaults of sampling."""
     reward_fn: str | None = None
     """As ``reward.fn``."""
     reward_key: str | None = None
     """As ``reward.eval_reward_key``."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """As ``data.kwargs``, and where ``path`` is ``data.path`` on top of it."""
 
 
 @dataclass

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from areal_x.api.check_values import above_zero, at_least, bad_value, one_of, within
-from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig, SamplingConfig
-from areal_x.api.data_file_checks import MADE_DATA_SETS, check_data_file, names_a_file, searched
+from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig
+from areal_x.api.data_file_checks import MADE_DATA_SETS, check_data_file, names_a_file
 from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import check_library, split_library
+from areal_x.api.evaluation_checks import check_evaluation
 from areal_x.api.reward_model_checks import RESERVED_NAMES, check_reward_models
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
+from areal_x.api.setting_checks import check_reference, check_sampling
 from areal_x.api.train_checks import check_cluster, check_lora, check_preferences, check_rank_options, check_ranks
 
 __all__ = ["MODEL_INIT_KEYS", "RESERVED_NAMES", "check_config", "check_reward_training"]
@@ -139,24 +140,6 @@ def _check_model_directory(path: str) -> None:
         )
 
 
-def _check_sampling(key: str, sampling: SamplingConfig, training: bool) -> None:
-    at_least(f"{key}.max_new_tokens", sampling.max_new_tokens, 1)
-    at_least(f"{key}.temperature", sampling.temperature, 0)
-    if training and sampling.temperature == 0:
-        raise bad_value(f"{key}.temperature", 0, "greedy samples of a prompt are all alike; training needs it above 0")
-    if not 0 < sampling.top_p <= 1:
-        raise bad_value(f"{key}.top_p", sampling.top_p, "must be above 0 and at most 1")
-    at_least(f"{key}.top_k", sampling.top_k, 0)
-    for name, value, whole in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
-        if training and value != whole:
-            why = "training needs untruncated samples, because its log-probabilities are those of temperature alone"
-            raise bad_value(f"{key}.{name}", value, f"{why}; use {whole}")
-    if any(not text for text in sampling.stop):
-        raise bad_value(f"{key}.stop", sampling.stop, "a stop string must not be empty")
-    if any(token < 0 for token in sampling.stop_token_ids):
-        raise bad_value(f"{key}.stop_token_ids", sampling.stop_token_ids, "token ids must be 0 or more")
-
-
 def _check_rollout(config: ExperimentConfig) -> None:
     rollout = config.rollout
     check_engine(config)
@@ -166,7 +149,7 @@ def _check_rollout(config: ExperimentConfig) -> None:
     at_least("rollout.max_length", rollout.max_length, 2)
     at_least("rollout.max_concurrent", rollout.max_concurrent, 1)
     above_zero("rollout.episode_timeout_seconds", rollout.episode_timeout_seconds)
-    _check_sampling("rollout.sampling", rollout.sampling, training=True)
+    check_sampling("rollout.sampling", rollout.sampling, training=True)
     if rollout.sampling.max_new_tokens >= rollout.max_length:
         raise bad_value(
             "rollout.sampling.max_new_tokens",
@@ -177,21 +160,8 @@ def _check_rollout(config: ExperimentConfig) -> None:
         raise bad_value(
             "rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}"
         )
-    _check_reference("rollout.filter", rollout.filter)
-    _check_reference("rollout.early_filter", rollout.early_filter)
-
-
-def _check_reference(key: str, value: str | None) -> None:
-    """A reference to a file of the user's (``file.py:name``) must have a name, and the file must exist."""
-    if value is None or ".py" not in value:
-        return
-    check_library(value, key)
-    library, path = split_library(value)
-    file, _, name = path.partition(":")
-    if not name and library is None:
-        raise bad_value(key, value, f"write {file}:NAME, with the name of what to take from the file")
-    if not Path(file).expanduser().is_file():
-        raise bad_value(key, value, f"no such file: {file}{searched(file)}")
+    check_reference("rollout.filter", rollout.filter)
+    check_reference("rollout.early_filter", rollout.early_filter)
 
 
 def _check_reward(config: ExperimentConfig) -> None:
@@ -201,9 +171,9 @@ def _check_reward(config: ExperimentConfig) -> None:
     above_zero("reward.memory_limit_gib", reward.memory_limit_gib)
     within("reward.max_failure_rate", reward.max_failure_rate, 0, 1)
     at_least("reward.failure_window", reward.failure_window, 1)
-    _check_reference("reward.fn", reward.fn)
-    _check_reference("reward.post_process", reward.post_process)
-    _check_reference("workflow.path", config.workflow.path)
+    check_reference("reward.fn", reward.fn)
+    check_reference("reward.post_process", reward.post_process)
+    check_reference("workflow.path", config.workflow.path)
     if reward.on_failure not in ("drop", "mask", "raise"):
         try:
             finite = math.isfinite(float(reward.on_failure))
@@ -234,7 +204,7 @@ def _check_several_rewards(config: ExperimentConfig) -> None:
         if not part.reward_key:
             raise bad_value(f"{key}.reward_key", repr(part.reward_key), "name the key of the reward in a returned dict")
         above_zero(f"{key}.timeout_seconds", part.timeout_seconds)
-        _check_reference(f"{key}.fn", part.fn)
+        check_reference(f"{key}.fn", part.fn)
     weights = [part.weight for part in reward.rewards.values()]
     weights += [model.weight for model in config.used_reward_models.values()]
     if reward.rewards and not any(weights):
@@ -327,15 +297,6 @@ def _check_sft(config: ExperimentConfig) -> None:
     one_of("sft.lr_schedule", sft.lr_schedule, ("constant", "cosine", "linear"))
 
 
-def _check_evaluation(config: ExperimentConfig) -> None:
-    evaluation = config.evaluation
-    at_least("evaluation.every_steps", evaluation.every_steps, 0)
-    at_least("evaluation.limit", evaluation.limit, 1)
-    at_least("evaluation.group_size", evaluation.group_size, 1)
-    _check_sampling("evaluation.sampling", evaluation.sampling, training=False)
-    at_least("observe.trajectories_per_step", config.observe.trajectories_per_step, -1)
-
-
 _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_run,
     _check_rollout,
@@ -349,7 +310,7 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     _check_model,
     _check_reward,
     _check_sft,
-    _check_evaluation,
+    check_evaluation,
 )
 _CHECKS_OF_REWARD_TRAINING = (
     _check_run,
@@ -358,5 +319,5 @@ _CHECKS_OF_REWARD_TRAINING = (
     check_rank_options,
     check_preferences,
     _check_model,
-    _check_evaluation,
+    check_evaluation,
 )
