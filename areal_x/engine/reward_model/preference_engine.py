@@ -22,9 +22,9 @@ from areal_x.api.train_config import PreferenceConfig, TrainConfig
 from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.reward_model.preference_batch import PairMicroBatch, PreferenceBatch, plan_pairs
 from areal_x.engine.reward_model.preference_loss import PREFERENCE_SUMS, preference_loss
-from areal_x.engine.reward_model.trainable import load_trainable
 from areal_x.engine.train.load_rows import stored_tensors
 from areal_x.engine.train.optimizer import ScheduledAdamW
+from areal_x.engine.train.packed_scores import load_scores
 from areal_x.engine.train.policy import embedding_rows, resolve_device
 from areal_x.engine.train.sharding import free_gathered, whole
 
@@ -35,11 +35,11 @@ class PreferenceEngine:
     """A reward model and its optimiser, on one rank or one of several.
 
     Args:
-        path: a reward model or a causal language model; see ``load_trainable``.
+        path: a reward model or a causal language model; see ``load_scores``.
         train: optimiser, token budget, threads.
         preferences: steps, learning rate and its schedule.
         model: device.
-        pad_token_id, num_tokens, seed: see ``load_trainable``.
+        pad_token_id, num_tokens, seed: see ``load_scores``.
         ranks: this rank's place.
 
     Raises:
@@ -62,7 +62,7 @@ class PreferenceEngine:
         self.device = resolve_device(model.device)
         if self.device.type == "cpu":
             torch.set_num_threads(train.num_threads)
-        self.packed = load_trainable(
+        self.packed = load_scores(
             path, model, train, self.device, self._ranks, pad_token_id=pad_token_id, num_tokens=num_tokens, seed=seed
         )
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
