@@ -41,6 +41,7 @@ from areal_x.api.errors import (
     EngineError,
     FailureBudgetError,
     MissingExtraError,
+    NonFiniteError,
     PromptTooLongError,
     RequestError,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "ModelConfig",
     "ModelRequest",
     "ModelResponse",
+    "NonFiniteError",
     "ObserveConfig",
     "OverlongConfig",
     "PendingScore",

@@ -11,6 +11,7 @@ __all__ = [
     "EngineError",
     "FailureBudgetError",
     "MissingExtraError",
+    "NonFiniteError",
     "PromptTooLongError",
     "RequestError",
 ]
@@ -42,6 +43,10 @@ class EngineDiedError(EngineError):
     def __init__(self, message: str, tail: str = "") -> None:
         super().__init__(message)
         self.tail = tail
+
+
+class NonFiniteError(EngineError):
+    """Steps were skipped, one after another, because their loss, gradient or advantages are not finite."""
 
 
 class RequestError(EngineError):

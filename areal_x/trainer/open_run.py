@@ -69,5 +69,6 @@ async def open_files(
         thread.close()
         display.close()
         writer.close(status)
-        if status == "failed" and not (directory / "metrics.jsonl").stat().st_size:
+        is_empty = not (directory / "metrics.jsonl").stat().st_size and not (directory / "skipped").exists()
+        if status == "failed" and is_empty:
             shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.

@@ -18,6 +18,7 @@ from areal_x.rollout.finish_group import GroupHooks
 from areal_x.rollout.parts import max_ready_groups
 from areal_x.trainer import engines, roles
 from areal_x.trainer.given import Given
+from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.open_run import Run, open_run
 from areal_x.trainer.ranks import open_ranks
 from areal_x.trainer.reward_models import read_reward_models
@@ -79,6 +80,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
             reporter=make_reporter(run, tokenizer, reward),
             evaluate=evaluator.evaluate,
             reward_models=reward_models,
+            nonfinite=NonFiniteSteps(config.train.max_skipped_in_a_row, run.directory / "skipped", train_engine),
         )
         await train_while_rolling_out(trainer, executor)
         await evaluator.evaluate(config.train.total_steps, train_engine.version)

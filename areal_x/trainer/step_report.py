@@ -18,13 +18,15 @@ __all__ = ["FinishedStep", "StepReporter"]
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
-    """A step that was trained on weights of ``version``. ``advantages``: one for each sample, in the groups' order."""
+    """A step that was trained on weights of ``version``. ``advantages``: one for each sample, in the groups' order.
+    ``note``: what people should know of it, if anything."""
 
     step: int
     version: int
     groups: list[TrajectoryGroup]
     advantages: FloatArray
     metrics: dict[str, float]
+    note: str | None = None
 
 
 class StepReporter:
@@ -73,6 +75,8 @@ class StepReporter:
         self._display.step(metrics)
         if metrics.get("rollout/missing_groups"):
             self._display.print(_missing_line(metrics, len(finished.groups)))
+        if finished.note is not None:
+            self._display.print(finished.note)
 
     def _outcomes(self, finished: FinishedStep) -> dict[str, float]:
         """How the scores since the step before ended, as ``outcome/<status>``, whatever became of their groups; and of

@@ -32,6 +32,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import Critic, InferenceEngine, TrainEngine, WeightSync
 from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
+from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.policy_step import PolicyStep, StepOutcome
 from areal_x.trainer.reward_models import RewardModels
 from areal_x.trainer.rollout_metrics import engine_metrics, rollout_metrics
@@ -50,6 +51,7 @@ class Trainer:
         reporter: told of each finished step.
         evaluate: ``await evaluate(step, version)`` measures the policy as it is served now and reports its metrics.
         reward_models: what scores the groups beside the rule rewards, if anything.
+        nonfinite: watches for steps whose numbers are not finite, if anything does.
         critic: the value model, where advantages need one.
     """
 
@@ -66,6 +68,7 @@ class Trainer:
         evaluate: Callable[[int, int], Awaitable[dict[str, float]]],
         reward_models: RewardModels | None = None,
         critic: Critic | None = None,
+        nonfinite: NonFiniteSteps | None = None,
     ) -> None:
         self.config = config
         self.executor = executor
@@ -77,7 +80,7 @@ class Trainer:
         self.evaluate = evaluate
         self.reward_models = reward_models
         self._is_colocated = config.rollout.colocated
-        self.policy_step = PolicyStep(config, train_engine, critic)
+        self.policy_step = PolicyStep(config, train_engine, critic, nonfinite)
         self._unreported: FinishedStep | None = None
         self._update_seconds: dict[str, float] = {}
 
@@ -142,7 +145,7 @@ class Trainer:
         metrics |= self._update_seconds | timing | {"rollout/missing_groups": float(size - len(groups))}
         if self.reward_models is not None:
             metrics |= self.reward_models.take_metrics()
-        return FinishedStep(step, version, groups, outcome.advantages, metrics)
+        return FinishedStep(step, version, groups, outcome.advantages, metrics, outcome.note)
 
     async def _next_part(self, num_places: int) -> tuple[list[TrajectoryGroup], float]:
         """Wait for groups and let the reward models score them; also gives the seconds of waiting.
