@@ -7,8 +7,10 @@ function, and makes as many passes as the others.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from areal_x.engine.train.policy_updates import PolicyHooks, PolicyUpdates
 from areal_x.engine.train.reference import Reference
 from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
+from areal_x.engine.train.training_state import TrainingState
 from areal_x.engine.transfer.lora import AdapterFacts
 from areal_x.engine.transfer.weight_rows import LocalWeight
 
@@ -97,6 +100,14 @@ class FSDPEngine(TrainEngine):
             ranks=ranks,
             device=self.device,
             seed=seed,
+        )
+        self._state = TrainingState(
+            self.model,
+            self.optimizer,
+            ranks,
+            self.device,
+            facts={"model_path": self._model_path, "lora": dataclasses.asdict(train.lora)},
+            timeout_seconds=train.rank_timeout_seconds / 2,
         )
 
     @property
@@ -258,9 +269,32 @@ class FSDPEngine(TrainEngine):
             EngineError: the directory holds no model, or one of other names or shapes, or an adapter of another base.
         """
         self.discard()
+        self._state.forget_frozen()
         load_weights(
             self.model, path, has_adapters=self._train.lora.rank > 0, trust_remote_code=self._trust_remote_code
         )
+
+    def begin_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.begin_checkpoint``."""
+        if self.reference is None or not self.reference.has_moved:
+            self._state.begin(path, self.version)
+            return
+        with self.reference.weights() as weights:
+            self._state.begin(path, self.version, _as_reference(weights))
+
+    def end_checkpoint(self) -> None:
+        """See ``TrainEngine.end_checkpoint``."""
+        self._state.end()
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.restore_checkpoint``; the rates of the schedule stay as they are configured."""
+        self.discard()
+        with contextlib.ExitStack() as stack:
+            weights = {} if self.reference is None else stack.enter_context(self.reference.weights())
+            restored = self._state.restore(path, _as_reference(weights))
+            if self.reference is not None and restored["others"]:
+                self.reference.replaced()
+        self.version = restored["version"]
 
     def _check(self, batch: TrainBatch) -> None:
         check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
@@ -300,6 +334,10 @@ class FSDPEngine(TrainEngine):
         free_gathered(self.policy)
         values: FloatArray = self._ranks.sum(result).cpu().numpy()
         return values
+
+
+def _as_reference(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"reference.{name}": weight for name, weight in weights.items()}
 
 
 def _predicted(batch: TrainBatch) -> BoolMask:

@@ -7,7 +7,7 @@ is known only now, divides them together with the clipping.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,10 @@ from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.schedule import scheduled_learning_rate
 from areal_x.engine.train.sharding import local_rows
 
-__all__ = ["ScheduledAdamW", "Update"]
+__all__ = ["MOMENTS", "ScheduledAdamW", "Update"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names of AdamW's means of gradients and of their squares."""
 
 
 class Update(NamedTuple):
@@ -81,6 +84,23 @@ class ScheduledAdamW:
         """Moments by parameter; empty before the first step."""
         state: dict[Any, Any] = self._adamw.state
         return state
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint says of the schedule: its settings, and where it stands."""
+        return {"schedule": list(self._schedule), "num_steps": self._num_steps}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """Stand in the schedule where ``progress`` was; its settings stay the configured ones."""
+        self._num_steps = int(progress["num_steps"])
+        self.clear()
+
+    def make_moments(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Moments of these parameters, to be read into, and of no others."""
+        state = self._adamw.state
+        state.clear()
+        for parameter in parameters:
+            step = torch.zeros((), dtype=torch.float32, device=local_rows(parameter)[0].device)
+            state[parameter] = {"step": step} | {moment: torch.zeros_like(parameter) for moment in MOMENTS}
 
     def begin_step(self) -> float:
         """Set the learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,16 @@ class RankPolicy(FSDPEngine):
         """``reference_logprobs``, which all ranks have, from the first."""
         values = self.reference_logprobs(batch)
         return values if self._is_first else None
+
+    def begin_checkpoint_of(self, version: int, path: Path) -> None:
+        """``begin_checkpoint``; the driver counts versions."""
+        self.version = version
+        self.begin_checkpoint(path)
+
+    def restored_version(self, path: Path) -> int:
+        """``restore_checkpoint``, and the version of what was restored."""
+        self.restore_checkpoint(path)
+        return self.version
 
     def start_gathering(self, adapters: bool) -> None:
         """Begin with the first of ``named_weights``, or of ``named_adapters``."""

@@ -131,6 +131,18 @@ class RankedTrainEngine(TrainEngine):
         """See ``TrainEngine.load``; ranks of other machines must see ``path``, too."""
         self.group.call(POLICY, "load", path)
 
+    def begin_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.begin_checkpoint``; ranks of other machines must see ``path``, too."""
+        self.group.call(POLICY, "begin_checkpoint_of", self.version, path)
+
+    def end_checkpoint(self) -> None:
+        """See ``TrainEngine.end_checkpoint``."""
+        self.group.call(POLICY, "end_checkpoint")
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.restore_checkpoint``; ranks of other machines must see ``path``, too."""
+        self.version = self.group.call(POLICY, "restored_version", path)[0]
+
     def _metrics(self, method: str, *args: TrainBatch) -> dict[str, float]:
         metrics: dict[str, float] = self.group.call(POLICY, method, *args)[0]
         return metrics

@@ -109,6 +109,17 @@ class Reference:
         if self._config.ema_decay is not None:
             self._move(self._config.ema_decay)
 
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Weights of its own by name, for a checkpoint; on the device while the body runs."""
+        with self.present():
+            yield {} if self.module is None else {name: p.detach() for name, p in self.module.named_parameters()}
+
+    def replaced(self) -> None:
+        """Its weights are others now; call it inside ``weights``."""
+        self._home.renew()
+        self.has_moved = True
+
     def free(self) -> None:
         """Let go of what a pass has gathered."""
         if self.module is not None:
