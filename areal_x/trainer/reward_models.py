@@ -10,6 +10,7 @@ at all ends the run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -165,7 +166,6 @@ class RewardModels:
     ) -> None:
         self._data = config.data
         self._has_rule = has_rule
-        self._key = config.reward.eval_reward_key
         self._models = models
         self._weights = {model.name: model.config.weight for model in models}
         self._thread = thread
@@ -178,11 +178,14 @@ class RewardModels:
         assert scorers is not None
         await self._thread.call(scorers.fetch)
 
-    async def score(self, groups: Sequence[TrajectoryGroup], *, for_evaluation: bool = False) -> list[RewardOutcome]:
+    async def score(
+        self, groups: Sequence[TrajectoryGroup], *, for_evaluation: bool = False, key: str | None = None
+    ) -> list[RewardOutcome]:
         """Score what the rule rewards have scored, and put the sums in their place.
 
         Args:
-            for_evaluation: the value follows ``reward.eval_reward_key``.
+            for_evaluation: seconds and tokens are no metrics of a step.
+            key: the reward or part that gives the value. Default: the sum.
 
         Returns:
             Every score of every model, to be counted.
@@ -192,33 +195,47 @@ class RewardModels:
             Exception: what kept a model from scoring at all.
         """
         samples = samples_to_score(groups)
+        metrics: dict[str, float] = {}
         outcomes: dict[str, list[RewardOutcome]] = {}
         for model in self._models:
             started = time.monotonic()
-            outcomes[model.name] = await self._run(model, samples)
+            outcomes[model.name] = await self._run(model, samples, metrics)
             ended = time.monotonic()
             self._on_span(model.name, started, ended)
-            self._add("perf/reward_model_seconds", ended - started)
+            _add(metrics, "perf/reward_model_seconds", ended - started)
             if len(self._models) > 1:
-                self._add(f"perf/reward_model_seconds/{model.name}", ended - started)
+                _add(metrics, f"perf/reward_model_seconds/{model.name}", ended - started)
+        if not for_evaluation:
+            for name, value in metrics.items():
+                _add(self._metrics, name, value)
         for place, sample in enumerate(samples):
             scores = {name: results[place] for name, results in outcomes.items()}
-            key = self._key if for_evaluation else None
             sample.set_outcome(sum_outcomes(sample.rule, scores, self._weights, has_rule=self._has_rule, key=key))
         return [outcome for results in outcomes.values() for outcome in results]
 
     def take_metrics(self) -> dict[str, float]:
-        """Seconds and tokens of all scoring since the last call."""
+        """Seconds and tokens of all scoring of training since the last call."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    async def _run(self, model: LoopModel, samples: Sequence[ScoredSample]) -> list[RewardOutcome]:
+    async def _run(
+        self, model: LoopModel, samples: Sequence[ScoredSample], metrics: dict[str, float]
+    ) -> list[RewardOutcome]:
         """One model's outcomes, in the order of the samples."""
-        seconds = model.config.timeout_seconds
-        deadline = asyncio.timeout(seconds)
+        seconds, loop = model.config.timeout_seconds, asyncio.get_running_loop()
+        deadline = asyncio.timeout(None)
+
+        def begin() -> None:
+            with contextlib.suppress(RuntimeError):  # Cancelled before it began.
+                deadline.reschedule(loop.time() + seconds)
+
+        def work() -> list[RewardOutcome]:
+            loop.call_soon_threadsafe(begin)  # Until now the thread may have trained.
+            return self._score_all(model, samples, metrics)
+
         try:
             async with deadline:
-                return await self._thread.call(self._score_all, model, samples)
+                return await self._thread.call(work)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -227,7 +244,9 @@ class RewardModels:
                 f"{model.key}.timeout_seconds={seconds:g}; raise it, or lower train.batch_size"
             ) from error
 
-    def _score_all(self, model: LoopModel, samples: Sequence[ScoredSample]) -> list[RewardOutcome]:
+    def _score_all(
+        self, model: LoopModel, samples: Sequence[ScoredSample], metrics: dict[str, float]
+    ) -> list[RewardOutcome]:
         """Render, score, and say how it ended for each sample. Runs on the trainer's thread."""
         started_at = time.monotonic()
         outcomes: list[RewardOutcome | None] = []
@@ -247,8 +266,8 @@ class RewardModels:
             batch = join_conversations(conversations, [samples[place].group.group_id for place in rendered])
             parts = model.scorers.score(batch)
             scores = join_scores(batch, parts)
-            self._add("perf/reward_model_load_seconds", max(part.load_seconds for part in parts))
-            self._add("perf/reward_model_tokens", float(sum(part.num_tokens for part in parts)))
+            _add(metrics, "perf/reward_model_load_seconds", max(part.load_seconds for part in parts))
+            _add(metrics, "perf/reward_model_tokens", float(sum(part.num_tokens for part in parts)))
         for place, of_places in zip(rendered, scores, strict=True):
             outcomes[place] = _outcome(model, of_places)
         seconds = time.monotonic() - started_at
@@ -266,8 +285,9 @@ class RewardModels:
         turns = last.metadata.get(TURNS) if model.config.chat_template else None
         return model.renderer.render(prompt_of(sample, self._data), turns or last.completion)
 
-    def _add(self, name: str, value: float) -> None:
-        self._metrics[name] = self._metrics.get(name, 0.0) + value
+
+def _add(metrics: dict[str, float], name: str, value: float) -> None:
+    metrics[name] = metrics.get(name, 0.0) + value
 
 
 def _outcome(model: LoopModel, scores: list[float]) -> RewardOutcome:
