@@ -53,7 +53,7 @@ from areal_x.launch.compose import ConfigSource, compose_config
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.rollout.finish_group import GroupHooks
 from areal_x.trainer import engines, roles, session
-from areal_x.trainer.batch import build_batch
+from areal_x.trainer.policy_step import PolicyStep
 from areal_x.trainer.reward_models import RewardModels, read_reward_models
 from areal_x.trainer.rewards import make_post_process, start_reward
 from areal_x.trainer.step_report import FinishedStep, StepReporter
@@ -231,12 +231,12 @@ async def train_alone(parts: Parts) -> list[float]:
     """Seconds of all trainer work of each recorded step: reward models, laying out, the step itself, staging the
     weights."""
     seconds = []
+    step = PolicyStep(parts.config, parts.train_engine)
     for groups in parts.recorded.groups:
         started = time.perf_counter()
         if parts.reward_models is not None:
             await parts.reward_models.score(groups)
-        batch: TrainBatch = build_batch(groups, parts.config.algorithm, parts.config.reward)[0]
-        await parts.thread.call(parts.train_engine.train_step, batch)
+        await parts.thread.call(step.take, 1, groups, True)
         parts.train_engine.version += 1
         await parts.weight_sync.stage(parts.train_engine.version)
         seconds.append(time.perf_counter() - started)

@@ -21,10 +21,12 @@ from areal_x.api.records import TURNS, Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.engine.reward_model.conversations import Conversation
 from areal_x.engine.reward_model.scoring_batch import PartScores, ScoringBatch
-from areal_x.trainer.batch import build_batch
+from areal_x.engine.train.advantages import load_advantage
+from areal_x.trainer.batch import build_batch, weighted_rewards
 from areal_x.trainer.memory_budget import check_reward_model_budget, trainer_bytes
 from areal_x.trainer.reward_models import LoopModel, RewardModels
 from areal_x.trainer.reward_sums import prompt_of, samples_to_score, sum_outcomes
+from areal_x.trainer.step_advantages import estimate_advantages
 from areal_x.trainer.trainer_thread import TrainerThread
 
 GIB = 2**30
@@ -93,7 +95,8 @@ def test_scores_are_normalized_before_the_sum_like_rule_rewards() -> None:
     outcomes = [RewardOutcome("ok", 0.0, values={"r": r, "m": m}) for r, m in ((0.0, 5.0), (1.0, 3.0))]
     group = group_of(*map(sample, outcomes))
     reward = RewardConfig(rewards={"r": RewardPartConfig()}, aggregation="normalize_then_sum")
-    _, advantages = build_batch([group], AlgorithmConfig(), reward, {"m": 2.0})
+    rewards = weighted_rewards([group], reward, {"m": 2.0})
+    advantages = estimate_advantages(load_advantage(AlgorithmConfig()), build_batch([group]), rewards)
     assert advantages == pytest.approx([-1.0 + 2.0, 1.0 - 2.0], rel=1e-3)
 
 

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from areal_x.api.config import AlgorithmConfig, ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.errors import ConfigError, DataError
-from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
+from areal_x.api.records import FloatArray, TrainBatch, Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardOutcome
-from areal_x.trainer.batch import build_batch
+from areal_x.engine.train.advantages import load_advantage
+from areal_x.trainer.batch import build_batch, weighted_rewards
 from areal_x.trainer.evaluation import accuracy, evaluation_metrics
 from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.sample_records import choose_rows, sample_records
+from areal_x.trainer.step_advantages import estimate_advantages
 from areal_x.trainer.step_clock import BusyTotals, StepClock
 from areal_x.trainer.trainer_thread import TrainerThread
 from areal_x.trainer.warm_start import SupervisedExamples, tokenize_examples
@@ -38,9 +40,16 @@ def group(group_id: int, rewards: list[float], lengths: list[int]) -> Trajectory
     return TrajectoryGroup(group_id, [trajectory(n) for n in lengths], np.array(rewards, dtype=np.float32))
 
 
+def batch_and_advantages(
+    groups: list[TrajectoryGroup], algorithm: AlgorithmConfig, reward: RewardConfig
+) -> tuple[TrainBatch, FloatArray]:
+    batch = build_batch(groups)
+    return batch, estimate_advantages(load_advantage(algorithm), batch, weighted_rewards(groups, reward, {}))
+
+
 def test_advantages_are_by_group_also_where_groups_differ_in_size() -> None:
     groups = [group(7, [0.0, 1.0], [3, 4]), group(3, [1.0, 1.0, 4.0], [2, 5, 3]), group(9, [5.0], [2])]
-    batch, advantages = build_batch(groups, AlgorithmConfig(scale_by="none"), RewardConfig())
+    batch, advantages = batch_and_advantages(groups, AlgorithmConfig(scale_by="none"), RewardConfig())
     assert advantages == pytest.approx([-0.5, 0.5, -1.0, -1.0, 2.0, 0.0])
     assert batch.lengths.tolist() == [3, 4, 2, 5, 3, 2]
     assert batch.group_ids.tolist() == [7, 7, 3, 3, 3, 9]
@@ -69,11 +78,11 @@ def test_rewards_can_be_normalized_before_they_are_summed() -> None:
     groups = [TrajectoryGroup(5, [trajectory(3, outcome=outcome) for outcome in outcomes], rewards)]
     weights = {"accuracy": RewardPartConfig(weight=2.0), "length": RewardPartConfig(weight=0.5)}
     reward = RewardConfig(rewards=weights, aggregation="normalize_then_sum")
-    _, advantages = build_batch(groups, AlgorithmConfig(), reward)
+    _, advantages = batch_and_advantages(groups, AlgorithmConfig(), reward)
     spread = 10 / (200 / 3) ** 0.5
     assert advantages == pytest.approx([2 * 1 + 0.5 * spread, -2 - 0.5 * spread, 0.0], rel=1e-4)
     groups[0].rewards = np.array([np.nan, *rewards[1:]], np.float32)
-    _, advantages = build_batch(groups, AlgorithmConfig(), reward)
+    _, advantages = batch_and_advantages(groups, AlgorithmConfig(), reward)
     assert advantages == pytest.approx([0.0, -0.5, 0.5], rel=1e-4)
 
 
@@ -92,8 +101,8 @@ def test_masked_samples_move_neither_advantages_nor_metrics() -> None:
     nan = float("nan")
     with_masked = [group(1, [1.0, 0.0, 1.0, 0.0, nan, nan], [3] * 6), group(2, [1.0, 1.0, nan], [3] * 3)]
     without = [group(1, [1.0, 0.0, 1.0, 0.0], [3] * 4), group(2, [1.0, 1.0], [3] * 2)]
-    _, advantages = build_batch(with_masked, AlgorithmConfig(), RewardConfig())
-    _, expected = build_batch(without, AlgorithmConfig(), RewardConfig())
+    _, advantages = batch_and_advantages(with_masked, AlgorithmConfig(), RewardConfig())
+    _, expected = batch_and_advantages(without, AlgorithmConfig(), RewardConfig())
     assert advantages.tolist() == [*expected[:4], 0.0, 0.0, *expected[4:], 0.0]
     assert reward_metrics(with_masked) == reward_metrics(without)
     records = sample_records(with_masked, advantages, lambda ids: ["t"] * len(ids), step=1, version=1, count=3)

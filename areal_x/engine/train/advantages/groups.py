@@ -1,4 +1,4 @@
-"""From rewards to advantages, by group id. Axis letters: S sequences, G groups, N tokens of all sequences in a row."""
+"""Advantages by group: one for each sample. Axis letters: S samples, G groups."""
 
 from __future__ import annotations
 
@@ -7,12 +7,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from areal_x.api.config import BASELINES, SCALES
+from areal_x.api.advantage_api import Advantages, RewardedSamples
+from areal_x.api.algorithm_config import BASELINES, SCALES
 from areal_x.api.records import FloatArray
 
-__all__ = ["group_advantages"]
+__all__ = ["group", "group_advantages", "raft"]
 
 _Floats = npt.NDArray[np.float64]
+
+
+def group(
+    samples: RewardedSamples, baseline: str = "group_mean", scale_by: str = "group_std", eps: float = 1e-6
+) -> Advantages:
+    """``group_advantages`` of the rewards; KL penalties are taken from them first, summed over each sample, as RLOO
+    does (https://arxiv.org/abs/2402.14740, equation 2)."""
+    return Advantages(group_advantages(samples.penalized_rewards, samples.group_ids, baseline, scale_by, eps))
+
+
+def raft(samples: RewardedSamples, threshold: float | None = None) -> Advantages:
+    """Rejection sampling (RAFT, https://arxiv.org/abs/2304.06767): 1 for samples that are learnt, 0 for the others ::
+
+        a_i = 1 where r_i is the best of its group and the group has a worse one        without a threshold
+        a_i = 1 where r_i > threshold                                                   with one
+
+    KL penalties are taken from the rewards first.
+    """
+    rewards_S = samples.penalized_rewards
+    if threshold is not None:
+        return Advantages((rewards_S > threshold).astype(np.float32))  # NaN is above nothing.
+    learnt_S = np.zeros(len(rewards_S), dtype=np.float32)
+    counted_S = samples.counted
+    rewards = rewards_S[counted_S]
+    ids_G, group = np.unique(samples.group_ids[counted_S], return_inverse=True)
+    best_G, worst_G = np.full(len(ids_G), -np.inf), np.full(len(ids_G), np.inf)
+    np.maximum.at(best_G, group, rewards)
+    np.minimum.at(worst_G, group, rewards)
+    learnt_S[counted_S] = (rewards == best_G[group]) & (best_G > worst_G)[group]
+    return Advantages(learnt_S)
 
 
 def group_advantages(
@@ -22,7 +53,9 @@ def group_advantages(
     scale_by: str = "group_std",
     eps: float = 1e-6,
 ) -> FloatArray:
-    """Reward minus a baseline, divided by a deviation.
+    """Reward minus a baseline, divided by a deviation ::
+
+        A_i = (r_i - baseline_i) / (std + eps)
 
     Groups are found by id, so they may differ in size and lie in any order. A group of one sequence, or one whose
     rewards are all equal, gets exactly 0 from the baselines of groups. A reward of NaN marks a masked sample: its
@@ -32,9 +65,11 @@ def group_advantages(
         rewards: finite scalars, or NaN, [S].
         group_ids: integers [S].
         baseline: ``group_mean`` (GRPO, https://arxiv.org/abs/2402.03300), ``leave_one_out``: the mean of the group's
-            others (RLOO, https://arxiv.org/abs/2402.14740), ``batch_mean``, or ``none``.
+            others (RLOO, https://arxiv.org/abs/2402.14740), ``batch_mean`` (REINFORCE,
+            https://doi.org/10.1007/BF00992696), or ``none``.
         scale_by: the population standard deviation of the rewards of the group (``group_std``, GRPO) or of all of them
-            (``batch_std``, Lite PPO, https://arxiv.org/abs/2508.08221), or ``none``. A deviation of 0 divides nothing.
+            (``batch_std``, Lite PPO, https://arxiv.org/abs/2508.08221), or ``none`` (Dr. GRPO,
+            https://arxiv.org/abs/2503.20783). A deviation of 0 divides nothing.
         eps: added to the deviation, keeps the division finite for nearly equal rewards.
 
     Returns:
