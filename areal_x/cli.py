@@ -99,6 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run_command(commands, "eval", "measure a model's accuracy on held-out data", _start, sweeps=False)
     _add_init_model(commands)
+    text = "which sequences of a skipped step's batch are not finite"
+    replay = commands.add_parser("replay", help=text, description=text)
+    replay.add_argument("batch", type=Path, metavar="FILE", help="such as runs/quickstart/skipped/step_000012.npz")
+    replay.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
+    replay.set_defaults(run=_replay)
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="such as runs/quickstart")
     report.set_defaults(run=_report)
@@ -235,6 +240,13 @@ def _report(arguments: argparse.Namespace) -> int:
     from areal_x.observe.report import build_report
 
     print(build_report(arguments.run_dir))
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from areal_x.launch.replay_command import run_replay
+
+    run_replay(arguments.batch, arguments.overrides)
     return 0
 
 

@@ -75,12 +75,14 @@ class NonFiniteSteps:
             return None
         batch = join_batches(parts)
         self.num_in_a_row += 1
+        look = ""
         if self.num_in_a_row == 1:
-            self._first = f"in step {step}, {self._look(batch)}"
+            look = f"; {self._look(batch)}"
+            self._first = f"step {step}{look}"
         where = self._keep(SkippedBatch(step, self._engine.version if version is None else version, batch))
         if self.num_in_a_row >= self._max_in_a_row:
             raise NonFiniteError(self._spent(step, cause, where))
-        return f"step {step} was skipped: {cause}; {self._first}; {where}"
+        return f"step {step} was skipped: {cause}{look}; {where}"
 
     def _look(self, batch: TrainBatch) -> str:
         """Where a number that is not finite comes from, as far as one pass over the batch shows."""
@@ -91,7 +93,7 @@ class NonFiniteSteps:
             return f"log-probabilities of the policy: {place}"
         sizes = np.abs(np.where(batch.loss_mask, batch.advantages, 0.0))
         if sizes.max(initial=0.0) > _LARGE:
-            return f"an advantage of {sizes.max():g}: {_place(batch, sizes == sizes.max())}"
+            return f"an advantage has the size {sizes.max():g}: {_place(batch, sizes == sizes.max())}"
         return "log-probabilities and advantages are finite, so the objective or its gradient is not"
 
     def _keep(self, skipped: SkippedBatch) -> str:
@@ -108,7 +110,7 @@ class NonFiniteSteps:
             weights = f"and the weights could not be written: {error}"
         return (
             f"step {step} was skipped, the last of train.max_skipped_in_a_row={self._max_in_a_row} in a row: {cause}; "
-            f"first {self._first}; {where}, {weights}: look at it with areal-x replay"
+            f"the first was {self._first}; {where}, {weights}: look at it with areal-x replay"
         )
 
 

@@ -96,5 +96,5 @@ def read_skipped(path: Path) -> SkippedBatch:
         return SkippedBatch(step, version, TrainBatch(**arrays))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no batch of a skipped step, as RUN_DIR/skipped holds them: {error}") from error
