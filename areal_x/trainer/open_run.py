@@ -16,7 +16,8 @@ from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
 from areal_x.trainer import roles
 from areal_x.trainer.given import Given
-from areal_x.trainer.run_directory import create_run_directory
+from areal_x.trainer.resume import Resumption
+from areal_x.trainer.run_directory import create_run_directory, lock_directory
 from areal_x.trainer.trainer_thread import TrainerThread
 
 __all__ = ["Run", "open_files", "open_run"]
@@ -33,6 +34,8 @@ class Run:
     display: RunDisplay
     thread: TrainerThread
     given: Given = field(default_factory=Given)
+    resumed: Resumption | None = None
+    """Where it goes on; ``None``: it begins anew."""
 
     def add_rollout_span(self, lane: str, start: float, end: float) -> None:
         """Report what an episode did; the episode as a whole would only repeat its parts."""
@@ -41,22 +44,29 @@ class Run:
 
 
 @asynccontextmanager
-async def open_run(config: ExperimentConfig, total_steps: int, given: Given | None = None) -> AsyncIterator[Run]:
-    """Read the data, make the directory, open the files; close them whatever happens."""
+async def open_run(
+    config: ExperimentConfig, total_steps: int, given: Given | None = None, resumed: Resumption | None = None
+) -> AsyncIterator[Run]:
+    """Read the data, make the directory, open the files; close them whatever happens. A run that is ``resumed`` goes on
+    in its directory, whose files are cut back to the checkpoint."""
     # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
     thread = TrainerThread()
     data = await thread.call(roles.load_data, config)
-    async with open_files(config, total_steps, thread) as (directory, writer, display):
-        yield Run(config, data, directory, writer, display, thread, given or Given())
+    async with open_files(config, total_steps, thread, resumed) as (directory, writer, display):
+        yield Run(config, data, directory, writer, display, thread, given or Given(), resumed)
 
 
 @asynccontextmanager
 async def open_files(
-    config: ExperimentConfig, total_steps: int, thread: TrainerThread
+    config: ExperimentConfig, total_steps: int, thread: TrainerThread, resumed: Resumption | None = None
 ) -> AsyncIterator[tuple[Path, RunWriter, RunDisplay]]:
     """The directory of a run, its files and its display; closed, and the thread with them, whatever happens."""
-    directory = create_run_directory(config)
-    writer = RunWriter(directory, OmegaConf.to_yaml(OmegaConf.structured(config)), config.observe, config.name)
+    directory = create_run_directory(config) if resumed is None else resumed.directory
+    lock = lock_directory(directory)
+    if resumed is not None:
+        await thread.call(resumed.cut_back, config.checkpoint)
+    text, files = OmegaConf.to_yaml(OmegaConf.structured(config)), None if resumed is None else resumed.files
+    writer = RunWriter(directory, text, config.observe, config.name, files)
     display = RunDisplay(total_steps, progress=config.observe.progress)
     status = "failed"
     try:
@@ -69,6 +79,7 @@ async def open_files(
         thread.close()
         display.close()
         writer.close(status)
+        lock.close()
         is_empty = not (directory / "metrics.jsonl").stat().st_size and not (directory / "skipped").exists()
-        if status == "failed" and is_empty:
+        if status == "failed" and is_empty and resumed is None:
             shutil.rmtree(directory)  # Nothing was reported yet: a wrong setting leaves no numbered directories behind.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
 from areal_x.observe.display import RunDisplay
 from areal_x.observe.run_writer import RunWriter
+from areal_x.trainer.prompt_records import PromptRecords
 from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.rollout_metrics import SCORES
 from areal_x.trainer.sample_records import sample_records
@@ -36,6 +37,8 @@ class StepReporter:
         decode_tokens: the text of each token of a sequence.
         num_samples: how many samples of a step are written, -1 for all.
         reward_totals: running totals of the reward's own (calls, tokens, cost), reported as ``scoring/<total>``.
+        prompts: writes the fates of prompts.
+        earlier: what ``totals`` gave when an earlier run stopped, which goes on here.
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class StepReporter:
         decode_tokens: Callable[[IntArray], list[str]],
         num_samples: int,
         reward_totals: Callable[[], dict[str, float]] = dict,
+        prompts: PromptRecords | None = None,
+        earlier: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self._writer = writer
         self._display = display
         self._decode_tokens = decode_tokens
         self._num_samples = num_samples
         self._reward_totals = reward_totals
-        self._totals: dict[str, float] = {}
+        self._prompts = prompts
+        self._totals: dict[str, float] = dict((earlier or {}).get("scores", {}))
+        self._earlier_rewards = dict((earlier or {}).get("rewards", {}))
 
     def add_span(self, lane: str, name: str, start: float, end: float) -> None:
         """Report that ``lane`` did ``name`` from ``start`` to ``end`` (``time.monotonic()`` seconds)."""
@@ -69,14 +76,21 @@ class StepReporter:
         )
         metrics: dict[str, float] = {"step": finished.step, "version": finished.version}
         metrics |= finished.metrics | reward_metrics(finished.groups) | self._outcomes(finished)
-        metrics |= {f"scoring/{name}": value for name, value in self._reward_totals().items()}
+        metrics |= {f"scoring/{name}": value for name, value in self.totals()["rewards"].items()}
         self._writer.write_trajectories(records)
+        if self._prompts is not None:
+            self._prompts.write(finished.step, finished.version, finished.groups)
         self._writer.write_step(metrics)
         self._display.step(metrics)
         if metrics.get("rollout/missing_groups"):
             self._display.print(_missing_line(metrics, len(finished.groups)))
         if finished.note is not None:
             self._display.print(finished.note)
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """The running totals that the next step is compared with, for a run that goes on from here."""
+        rewards = {name: value + self._earlier_rewards.get(name, 0.0) for name, value in self._reward_totals().items()}
+        return {"scores": dict(self._totals), "rewards": self._earlier_rewards | rewards}
 
     def _outcomes(self, finished: FinishedStep) -> dict[str, float]:
         """How the scores since the step before ended, as ``outcome/<status>``, whatever became of their groups; and of

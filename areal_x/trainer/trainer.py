@@ -32,6 +32,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import Critic, InferenceEngine, TrainEngine, WeightSync
 from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
+from areal_x.trainer.checkpointer import Checkpointer
 from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.policy_step import PolicyStep, StepOutcome
 from areal_x.trainer.reward_models import RewardModels
@@ -53,6 +54,8 @@ class Trainer:
         reward_models: what scores the groups beside the rule rewards, if anything.
         nonfinite: watches for steps whose numbers are not finite, if anything does.
         critic: the value model, where advantages need one.
+        checkpointer: takes the checkpoints that are due after a step.
+        steps_done: by an earlier run, which goes on here.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Trainer:
         reward_models: RewardModels | None = None,
         critic: Critic | None = None,
         nonfinite: NonFiniteSteps | None = None,
+        checkpointer: Checkpointer | None = None,
+        steps_done: int = 0,
     ) -> None:
         self.config = config
         self.executor = executor
@@ -79,6 +84,8 @@ class Trainer:
         self.reporter = reporter
         self.evaluate = evaluate
         self.reward_models = reward_models
+        self.checkpointer = checkpointer
+        self.steps_done = steps_done
         self._is_colocated = config.rollout.colocated
         self.policy_step = PolicyStep(config, train_engine, critic, nonfinite)
         self._unreported: FinishedStep | None = None
@@ -95,7 +102,7 @@ class Trainer:
     async def _run_steps(self) -> None:
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._nothing_to_publish(), name="publish")
-            for step in range(1, self.config.train.total_steps + 1):
+            for step in range(self.steps_done + 1, self.config.train.total_steps + 1):
                 # The peak of the step before is over. Colocated servers have the device until the groups are done.
                 if self.reward_models is not None and not self._is_colocated:
                     await self.reward_models.prefetch()
@@ -107,12 +114,27 @@ class Trainer:
                 if self._is_colocated:
                     await publishing
                 self._unreported = finished
+                await self._keep(step, group)
                 if self._is_evaluation_due(step):
                     self._report()
                     await publishing
                     before = await self._busy_totals()
                     await self.evaluate(step, self.train_engine.version)
                     self._clock.exclude(before, await self._busy_totals())
+
+            if self.checkpointer is not None:
+                await self.checkpointer.finish()
+
+    async def _keep(self, step: int, group: asyncio.TaskGroup) -> None:
+        """Take the checkpoint and the export that are due after a step, before the next one changes the weights."""
+        checkpointer = self.checkpointer
+        if checkpointer is None:
+            return
+        checkpointer.on_step_trained()
+        if checkpointer.is_due(step):
+            await checkpointer.begin(step, self.train_engine.version, group, self._report)
+        if checkpointer.is_export_due(step):
+            await checkpointer.export(step)
 
     async def _train_step(self, step: int, group: asyncio.TaskGroup) -> FinishedStep:
         """Take a step's groups part by part and train on them; meanwhile report the step before.
@@ -143,6 +165,8 @@ class Trainer:
         timing = self._clock.finish_step(totals, num_samples=num_samples, wait_seconds=wait_seconds)
         metrics = outcome.metrics | rollout_metrics(self.executor) | engine_metrics(self.engine)
         metrics |= self._update_seconds | timing | {"rollout/missing_groups": float(size - len(groups))}
+        if self.checkpointer is not None:
+            metrics |= self.checkpointer.metrics()
         if self.reward_models is not None:
             metrics |= self.reward_models.take_metrics()
         return FinishedStep(step, version, groups, outcome.advantages, metrics, outcome.note)

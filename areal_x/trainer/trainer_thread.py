@@ -24,17 +24,20 @@ class TrainerThread:
     The thread and the loop share the interpreter's lock. The trainer gives it up at every tensor operation, and so does
     the loop at every system call; whoever wants it back waits for up to a switch interval, 5 ms by default,
     which adds up over a training step of many small operations. So the interval is made short here.
+
+    Args:
+        name: of the thread. What takes long beside the training, such as writing files, has a thread of its own.
     """
 
     SWITCH_SECONDS = 2e-4
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "trainer") -> None:
         sys.setswitchinterval(self.SWITCH_SECONDS)
         self._busy: tuple[float, float | None] = (0.0, None)
         """Seconds of finished calls, and when the call in progress started: one value, so that no reader sees half."""
         self._calls: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def busy_seconds(self, now: float) -> float:
