@@ -22,33 +22,16 @@ from areal_x.engine.train.weights_home import KeptWeights, WeightsHome, lay_out
 __all__ = ["MovedTensors", "make_home", "present"]
 
 
-def make_home(
-    module: torch.nn.Module,
-    device: torch.device,
-    *,
-    offload: bool,
-    more: Callable[[], Iterable[torch.Tensor]] | None = None,
-    changes: bool = True,
-) -> WeightsHome:
-    """Where the weights of ``module`` rest; with ``offload`` they leave the device now.
-
-    Args:
-        more: gives what else rests with them, such as the moments of their optimiser.
-        changes: false: the weights change only before a call of ``renew``, so one copy serves many passes.
-    """
-    if not offload:
-        return KeptWeights()
+def make_home(module: torch.nn.Module, device: torch.device, *, offload: bool) -> WeightsHome:
+    """Where the weights of ``module`` rest; with ``offload`` they leave the device. Call ``renew`` after changes."""
     for parameter in module.parameters():
-        # What a file was read into cannot be resized.
+        # What a file was read into cannot be resized; and sums run in another order where memory is aligned otherwise,
+        # so kept weights, too, get memory of their own: both give the same bits.
         if not local_rows(parameter)[0].untyped_storage().resizable():
             parameter.data = parameter.data.clone()
-
-    def tensors() -> Iterator[torch.Tensor]:
-        yield from module.parameters()
-        if more is not None:
-            yield from more()
-
-    home = MovedTensors(tensors, device, changes=changes)
+    if not offload:
+        return KeptWeights()
+    home = MovedTensors(module.parameters, device, changes=False)
     home.release()
     return home
 
@@ -91,6 +74,8 @@ class MovedTensors(WeightsHome):
         if self._away:
             return
         storages = list(self._storages())
+        if not storages:
+            return
         places, total = lay_out([storage.nbytes() for storage in storages])
         if self._changes or self._is_new:
             block = self._block(total)

@@ -67,7 +67,6 @@ class Reference:
             self.module,
             resolve_device(model.device),
             offload=reference.offload and not train.cpu_offload,
-            changes=False,
         )
 
     @property

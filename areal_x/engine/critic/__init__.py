@@ -1,0 +1,1 @@
+"""The critic: a value model, its loss and its training."""

@@ -1,0 +1,61 @@
+"""The critic's loss and metrics: pure functions over M trained tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from areal_x.api.records import FloatArray
+
+__all__ = ["VALUE_SUMS", "value_loss", "value_metrics"]
+
+VALUE_SUMS = ("loss", "clip_fraction")
+"""Names of the sums over tokens that ``value_loss`` gives."""
+
+
+def value_loss(
+    values: torch.Tensor, returns: torch.Tensor, old_values: torch.Tensor, clip: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped loss of a value, summed over tokens:
+
+        1/2 max((V - R)^2, (V_old + clamp(V - V_old, -clip, clip) - R)^2)
+
+    J. Schulman et al., "Proximal Policy Optimization Algorithms" (https://arxiv.org/abs/1707.06347), in the form of the
+    authors' implementation (https://arxiv.org/abs/2005.12729, section 3). A value that has moved further than ``clip``
+    towards its return gives no gradient any more.
+
+    Args:
+        values: V [M], with gradient.
+        returns: R [M].
+        old_values: V_old [M], at the start of the step.
+        clip: None: the plain squared error.
+
+    Returns:
+        The loss, and float64 [2] without a graph, named by ``VALUE_SUMS``: ``clip_fraction`` counts the tokens whose
+        loss is that of the clamped value.
+    """
+    error = (values - returns).square()
+    if clip is None:
+        loss = 0.5 * error.sum()
+        return loss, torch.stack([loss.detach(), torch.zeros_like(loss)]).to(torch.float64)
+    clamped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    loss = 0.5 * torch.maximum(error, clamped).sum()
+    return loss, torch.stack([loss.detach(), (clamped > error).sum().to(loss.dtype)]).to(torch.float64)
+
+
+def value_metrics(old_values: FloatArray, returns: FloatArray) -> dict[str, float]:
+    """How well values [M] told returns [M] before they were trained on them.
+
+    ``explained_variance`` is ``1 - Var(R - V) / Var(R)``: 1 for values that are right up to a constant, 0 for a
+    constant, below 0 for worse; not finite where all returns are equal.
+    """
+    if not len(returns):
+        return {}
+    wide_values, wide_returns = old_values.astype(np.float64), returns.astype(np.float64)
+    spread = wide_returns.var()
+    explained = 1.0 - (wide_returns - wide_values).var() / spread if spread > 0 else np.nan
+    return {
+        "explained_variance": float(explained),
+        "value_mean": float(wide_values.mean()),
+        "return_mean": float(wide_returns.mean()),
+    }
