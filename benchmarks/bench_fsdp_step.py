@@ -86,7 +86,7 @@ class MinimalLoop:
             logits = self.model.get_output_embeddings()(hidden[packed.rows])
             logprobs = -torch.nn.functional.cross_entropy(logits, packed.targets, reduction="none")
             ratio = torch.exp(logprobs - logprobs.detach())
-            weight = torch.exp(logprobs.detach() - behaviour).clamp(max=ALGORITHM.behaviour_weight_cap)
+            weight = torch.exp(logprobs.detach() - behaviour).clamp(max=5.0)
             clipped = ratio.clamp(1 - ALGORITHM.clip_low, 1 + ALGORITHM.clip_high)
             loss = -(torch.minimum(ratio * advantages, clipped * advantages) * weight).sum() / self.num_tokens
             loss.backward()

@@ -37,7 +37,6 @@ from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
 from areal_x.api.records import TrainBatch
 from areal_x.engine.cpu_linear import use_onednn_linear
 from areal_x.engine.train.fsdp_engine import FSDPEngine
-from areal_x.engine.train.loss import policy_loss
 
 NUM_SEQUENCES, MICRO_BATCH, VOCABULARY = 512, 64, 512
 
@@ -107,14 +106,12 @@ class PaddedTrainer:
             logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
             logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
             wanted = mask[:, 1:]
-            terms = policy_loss(
-                logprobs[wanted],
-                behaviour[:, 1:][wanted],
-                advantages[:, 1:][wanted],
-                config,
-                num_global_tokens=self.num_tokens,
-            )
-            terms.loss.backward()
+            own = logprobs[wanted]
+            ratio = torch.exp(own - own.detach())
+            clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+            weighted = advantages[:, 1:][wanted] * torch.exp(own.detach() - behaviour[:, 1:][wanted]).clamp(max=5.0)
+            loss = -torch.minimum(ratio * weighted, clipped * weighted).sum() / self.num_tokens
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -23,6 +23,7 @@ from areal_x.rollout.dataset import Items, load_dataset_items
 from areal_x.rollout.filters import bind_filter, load_group_filter
 from areal_x.rollout.finish_group import GroupFilter
 from areal_x.trainer.given import Given
+from areal_x.trainer.held_out import HeldOut, load_held_out
 from areal_x.workflow.build import build_workflow
 
 __all__ = [
@@ -46,16 +47,16 @@ PolicyEngine = FSDPEngine | RankedTrainEngine
 
 @dataclass(frozen=True)
 class Data:
-    """Training items, and held-out ones (there may be none)."""
+    """Training items, and held-out sets (there may be none)."""
 
     train: Items
-    held_out: Items
+    held_out: list[HeldOut]
 
 
 def load_data(config: ExperimentConfig) -> Data:
     """Read all data before anything heavy starts, so that a bad line costs no minutes."""
     train = load_dataset_items(config.data, "train")
-    return Data(train, load_dataset_items(config.data, "eval"))
+    return Data(train, load_held_out(config))
 
 
 def load_supervised(config: ExperimentConfig, data: Data) -> Items:
@@ -115,8 +116,15 @@ def make_workflow(
 def make_train_engine(config: ExperimentConfig, model_path: str, ranks: RankGroup | None = None) -> PolicyEngine:
     """The policy to train, in this process or on ``ranks``. Its log-probabilities are those of the temperature that
     samples are drawn at."""
-    arguments = (model_path, config.train, config.algorithm, config.model)
-    options: dict[str, Any] = {"temperature": config.rollout.sampling.temperature, "reference": config.reference}
+    sampling = config.rollout.sampling
+    length = config.algorithm.loss_length
+    algorithm = dataclasses.replace(config.algorithm, loss_length=sampling.max_new_tokens if length is None else length)
+    arguments = (model_path, config.train, algorithm, config.model)
+    options: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "reference": config.reference,
+        "seed": config.seed,
+    }
     if ranks is None:
         return FSDPEngine(*arguments, **options)
     return RankedTrainEngine(ranks, *arguments, **options)

@@ -33,7 +33,7 @@ def test_first_step_on_fresh_weights(make_model, make_batch) -> None:
     batch.logprobs = np.where(batch.loss_mask, engine.logprobs(batch), 0).astype(np.float32)
     stats = engine.train_step(batch)
     assert stats["train/ratio_mean"] == 1.0
-    assert stats["train/behaviour_proximal_difference_max"] <= 1e-5
+    assert stats["train/behaviour_difference_max"] <= 1e-5
     assert stats["train/reference_kl"] == 0.0
     assert stats["train/behaviour_weight_max"] == pytest.approx(1.0, abs=1e-5)
     assert stats["train/skipped_steps"] == 0

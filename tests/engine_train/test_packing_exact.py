@@ -47,11 +47,11 @@ def packed_loss(engine: FSDPEngine, batch: TrainBatch) -> float:
     engine.discard()
     engine.accumulate(batch)
     totals = engine.updates.totals
-    assert totals is not None and totals.update_tokens == batch.loss_mask.sum()
+    assert totals is not None and totals.update_share == batch.loss_mask.sum()
     for parameter in engine.model.parameters():
         if parameter.grad is not None:
-            parameter.grad.div_(totals.update_tokens)
-    return totals.update_loss.item() / totals.update_tokens
+            parameter.grad.div_(totals.update_share)
+    return totals.update_loss.item() / totals.update_share.item()
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:

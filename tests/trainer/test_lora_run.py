@@ -17,7 +17,7 @@ def test_a_run_trains_adapters(tmp_path: Path) -> None:
     steps = [row for row in run.rows() if "train/loss" in row]
     assert [row["version"] for row in steps] == [1, 2, 3]
     # Samples of merged weights have the log-probabilities that the trainer's adapters give them.
-    assert all(row["train/behaviour_proximal_difference_max"] < 1e-3 for row in steps if row["step"] == 1)
+    assert all(row["train/behaviour_difference_max"] < 1e-3 for row in steps if row["step"] == 1)
     base = load_file(run.directory / "initial_model" / "model.safetensors")
     policy = load_file(run.directory / "policy" / "model.safetensors")
     adapter = load_file(run.directory / "policy" / "adapter" / "adapter_model.safetensors")

@@ -48,19 +48,24 @@ class RankContext:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, of a tensor on the training device; the same on each."""
-        return self._reduced(values, "sum")
+        return self._reduced(values, "sum", self.mesh)
 
     def max(self, values: torch.Tensor) -> torch.Tensor:
         """Maximum over all ranks, element by element."""
-        return self._reduced(values, "max")
+        return self._reduced(values, "max", self.mesh)
 
-    def _reduced(self, values: torch.Tensor, operation: str) -> torch.Tensor:
-        if self.mesh is None:
+    def sum_of_sequence(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over this rank's sequence-parallel group."""
+        return self._reduced(values, "sum", self.sequence_mesh)
+
+    @staticmethod
+    def _reduced(values: torch.Tensor, operation: str, mesh: DeviceMesh | None) -> torch.Tensor:
+        if mesh is None:
             return values
         import torch.distributed as dist
 
         result = values.clone()
-        dist.all_reduce(result, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX, self.mesh.get_group())
+        dist.all_reduce(result, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX, mesh.get_group())
         return result
 
 

@@ -106,7 +106,7 @@ class FSDPEngine(TrainEngine):
             self.optimizer,
             ranks,
             self.device,
-            facts={"model_path": self._model_path, "lora": dataclasses.asdict(train.lora)},
+            facts={"model_path": _lasting(model_path), "lora": dataclasses.asdict(train.lora)},
             timeout_seconds=train.rank_timeout_seconds / 2,
         )
 
@@ -149,7 +149,7 @@ class FSDPEngine(TrainEngine):
         """
         self.discard()
         self._check(batch)
-        return self.updates.train(batch)
+        return self.updates.train(batch, self.version)
 
     def accumulate(self, part: TrainBatch) -> None:
         """See ``TrainEngine.accumulate``. A part that cannot be computed leaves no gradients behind.
@@ -159,7 +159,7 @@ class FSDPEngine(TrainEngine):
         """
         try:
             self._check(part)
-            self.updates.accumulate(part)
+            self.updates.accumulate(part, self.version)
         except BaseException:
             self.discard()
             raise
@@ -200,11 +200,11 @@ class FSDPEngine(TrainEngine):
         update = self.optimizer.apply(total, num_tokens)
         metrics = {
             "skipped_steps": 0.0 if update.applied else 1.0,
-            "tokens": update.num_tokens,
+            "tokens": update.denominator,
             "learning_rate": learning_rate,
             "seconds": time.perf_counter() - started,
         }
-        if update.num_tokens:
+        if update.denominator:
             metrics |= {"loss": update.loss, "grad_norm": update.grad_norm}
         return {f"sft/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
 
@@ -338,6 +338,11 @@ class FSDPEngine(TrainEngine):
 
 def _as_reference(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"reference.{name}": weight for name, weight in weights.items()}
+
+
+def _lasting(model_path: Path | str) -> str:
+    """A name of the model that is right in any working directory."""
+    return str(Path(model_path).resolve()) if Path(model_path).is_dir() else str(model_path)
 
 
 def _predicted(batch: TrainBatch) -> BoolMask:

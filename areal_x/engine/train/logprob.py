@@ -65,6 +65,7 @@ def chunked_logprobs(
     transform: LogitsTransform = PLAIN_LOGITS,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
+    entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target under softmax(transform(hidden @ weight.T + bias) / temperature), and the entropy.
 
@@ -76,11 +77,13 @@ def chunked_logprobs(
         weight: [V, H], the output embedding; ``bias`` [V] is optional.
         targets: int64 [M].
         transform: of the model's logits, before the temperature.
+        entropy_gradient: whether entropies are differentiable, too; it costs one more chunk of logits in the backward
+            pass.
 
     Returns:
-        Log-probabilities [M], differentiable in hidden, weight and bias, and entropies [M], without gradient.
+        Log-probabilities [M], differentiable in hidden, weight and bias, and entropies [M].
     """
-    settings = (transform, float(temperature), int(chunk_tokens))
+    settings = (transform, float(temperature), int(chunk_tokens), entropy_gradient)
     logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, *settings)
     return logprobs, entropy
 
@@ -108,6 +111,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         transform: LogitsTransform,
         temperature: float,
         chunk_tokens: int,
+        entropy_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         num_targets = len(targets)
         dtype = _softmax_dtype(hidden.dtype)
@@ -127,14 +131,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
             torch.sub(logits.gather(1, targets[chunk, None]).squeeze(1), normalizer, out=logprobs[chunk])
             torch.sub(normalizer, torch.einsum("mv,mv->m", exponentials, logits).div_(total), out=entropy[chunk])
             del logits, exponentials
-        ctx.save_for_backward(hidden, weight, bias, targets, largest, totals)
+        ctx.save_for_backward(hidden, weight, bias, targets, largest, totals, entropy if entropy_gradient else None)
         ctx.transform, ctx.temperature, ctx.chunk_tokens = transform, temperature, chunk_tokens
-        ctx.mark_non_differentiable(entropy)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: torch.Tensor, _grad_entropy: torch.Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, targets, largest, totals = ctx.saved_tensors
+    def backward(ctx: Any, grad_logprobs: torch.Tensor, grad_entropy: torch.Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, largest, totals, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Sums over chunks stay in the softmax's precision, so that a bfloat16 head does not lose small chunks.
@@ -150,6 +155,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_logprobs[chunk, None],
                 ctx.transform,
                 ctx.temperature,
+                None if entropy is None else (entropy[chunk, None], grad_entropy[chunk, None]),
             )
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
@@ -169,6 +175,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -180,8 +187,11 @@ def _grad_logits(
     grad: torch.Tensor,
     transform: LogitsTransform,
     temperature: float,
+    entropy: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    """Gradient at the output layer's logits: grad * (onehot - probabilities) / temperature * slope, all [rows, V or 1].
+    """Gradient at the output layer's logits, all [rows, V or 1]; of the log-probability, with p the probabilities,
+    grad * (onehot - p) / temperature * slope; of ``entropy`` H, which comes with its own gradient,
+    -grad * p * (log p + H) / temperature * slope.
 
     Probabilities are exp(x - largest) / totals; to subtract the logarithm of the sum instead would round all of a row
     alike, by up to 1e-6. The result takes the place of ``logits``, which are transformed.
@@ -190,5 +200,12 @@ def _grad_logits(
     scale = grad / temperature
     if temperature != 1.0:
         logits.div_(temperature)
-    logits.sub_(largest).exp_().mul_(-scale / totals).scatter_add_(1, targets, scale)
+    logits.sub_(largest)
+    if entropy is None:
+        logits.exp_().mul_(-scale / totals)
+    else:
+        value, own_grad = entropy
+        factors = logits.add(value - totals.log()).mul_(-own_grad / temperature).sub_(scale)
+        logits.exp_().mul_(factors.div_(totals))
+    logits.scatter_add_(1, targets, scale)
     return logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)

@@ -1,7 +1,7 @@
 """AdamW on a schedule, with clipped gradients: one step the same on all ranks, or skipped on all.
 
-Gradients arrive as sums over tokens (and over ranks, where weights are sharded); the count of all ranks' tokens, which
-is known only now, divides them together with the clipping.
+Gradients arrive as sums over tokens (and over ranks, where weights are sharded); what all ranks' sums are to be divided
+by, the number of tokens or of sequences, is known only now, and divides them together with the clipping.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Update(NamedTuple):
-    """What one optimiser step did. ``num_tokens`` and ``loss``, the mean over them, are of all ranks."""
+    """What one optimiser step did. ``denominator`` and ``loss``, the sum divided by it, are of all ranks."""
 
     applied: bool
     grad_norm: float
     """Before clipping. 0 when there was nothing to train."""
     loss: float
-    num_tokens: int
+    denominator: float
 
 
 class ScheduledAdamW:
@@ -102,6 +102,11 @@ class ScheduledAdamW:
             step = torch.zeros((), dtype=torch.float32, device=local_rows(parameter)[0].device)
             state[parameter] = {"step": step} | {moment: torch.zeros_like(parameter) for moment in MOMENTS}
 
+    @property
+    def num_steps(self) -> int:
+        """Steps begun since the start of the schedule."""
+        return self._num_steps
+
     def begin_step(self) -> float:
         """Set the learning rate and return it. A skipped step counts too: the schedule follows the run's steps."""
         rate = self.learning_rate
@@ -115,12 +120,13 @@ class ScheduledAdamW:
         self._adamw.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def apply(self, loss: torch.Tensor, num_tokens: int) -> Update:
-        """Divide the gradients by the tokens of all ranks, clip, and step; skip when nothing is to be trained or when
-        loss or gradient is not finite. The gradients are gone afterwards.
+    def apply(self, loss: torch.Tensor, denominator: torch.Tensor | float) -> Update:
+        """Divide the gradients by what all ranks' denominators add up to, clip, and step; skip when nothing is to be
+        trained or when loss or gradient is not finite. The gradients are gone afterwards.
 
         Args:
-            loss: this rank's sum over tokens; ``num_tokens``: how many these are.
+            loss: this rank's sum over tokens, pairs or whatever is trained; ``denominator``: their number, or another
+                divisor of which this is the rank's part.
         """
         gradients = [local_rows(parameter.grad)[0] for parameter in self._parameters if parameter.grad is not None]
         squares = loss.new_zeros((), dtype=torch.float64)
@@ -128,17 +134,17 @@ class ScheduledAdamW:
             norms = torch.stack(torch._foreach_norm(gradients)).to(torch.float64)
             squares = norms.square().sum()
         mine = torch.stack([squares.to(self._device), loss.to(self._device, torch.float64)])
-        counts = torch.tensor([num_tokens], dtype=torch.float64, device=self._device)
-        squared, total_loss, total_tokens = self._ranks.sum(torch.cat([mine, counts])).tolist()
-        if not total_tokens:
+        own = torch.as_tensor(denominator, dtype=torch.float64, device=self._device).reshape(1)
+        squared, total_loss, total = self._ranks.sum(torch.cat([mine, own])).tolist()
+        if not total:
             self.clear()
-            return Update(False, 0.0, 0.0, 0)
-        grad_norm = math.sqrt(squared) / total_tokens if squared >= 0 else math.nan
+            return Update(False, 0.0, 0.0, 0.0)
+        grad_norm = math.sqrt(squared) / total if squared >= 0 else math.nan
         applied = math.isfinite(grad_norm) and math.isfinite(total_loss)
         if applied:
             # The small number is that of torch.nn.utils.clip_grad_norm_.
             clipped = min(1.0, self._train.max_grad_norm / (grad_norm + 1e-6))
-            torch._foreach_mul_(gradients, clipped / total_tokens)
+            torch._foreach_mul_(gradients, clipped / total)
             self._adamw.step()
         self.clear()
-        return Update(applied, grad_norm, total_loss / total_tokens, int(total_tokens))
+        return Update(applied, grad_norm, total_loss / total, total)

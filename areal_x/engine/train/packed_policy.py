@@ -40,8 +40,10 @@ class PackedPolicy(torch.nn.Module):
         self.kernel = kernel
         self.transform = LogitsTransform.of(model.config)
 
-    def forward(self, micro_batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [M], differentiable, and entropies [M], without gradient."""
+    def forward(
+        self, micro_batch: MicroBatch, temperature: float, entropy_gradient: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [M], differentiable, and entropies [M], differentiable with ``entropy_gradient``."""
         weight, bias = output_head(self.model)
         return chunked_logprobs(
             packed_hidden_states(self.model, micro_batch).index_select(0, micro_batch.rows),
@@ -51,6 +53,7 @@ class PackedPolicy(torch.nn.Module):
             transform=self.transform,
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
+            entropy_gradient=entropy_gradient,
         )
 
     def packed_logits(self, micro_batch: MicroBatch) -> torch.Tensor:

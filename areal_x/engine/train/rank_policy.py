@@ -55,6 +55,16 @@ class RankPolicy(FSDPEngine):
         self.restore_checkpoint(path)
         return self.version
 
+    def train_step_at(self, version: int, batch: TrainBatch) -> dict[str, float]:
+        """``train_step``; the driver counts versions."""
+        self.version = version
+        return self.train_step(batch)
+
+    def accumulate_at(self, version: int, part: TrainBatch) -> None:
+        """``accumulate``; the driver counts versions."""
+        self.version = version
+        self.accumulate(part)
+
     def start_gathering(self, adapters: bool) -> None:
         """Begin with the first of ``named_weights``, or of ``named_adapters``."""
         self._gathering = self.named_adapters() if adapters else self.named_weights()

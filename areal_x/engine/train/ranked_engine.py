@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +46,7 @@ class RankedTrainEngine(TrainEngine):
         *,
         temperature: float = 1.0,
         reference: ReferenceConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.version = 0
         self.group = group
@@ -55,6 +57,7 @@ class RankedTrainEngine(TrainEngine):
             "model": dataclasses.replace(model, device=device_of_rank(model.device)),
             "temperature": temperature,
             "reference": reference,
+            "seed": seed,
         }
         group.build(POLICY, _FACTORY, arguments)
         facts: PolicyFacts = group.call(POLICY, "get_facts")[0]
@@ -75,11 +78,11 @@ class RankedTrainEngine(TrainEngine):
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """See ``TrainEngine.train_step``."""
-        return self._metrics("train_step", batch)
+        return self._metrics("train_step_at", self.version, batch)
 
     def accumulate(self, part: TrainBatch) -> None:
         """See ``TrainEngine.accumulate``."""
-        self.group.call(POLICY, "accumulate", part)
+        self.group.call(POLICY, "accumulate_at", self.version, part)
 
     def apply(self) -> dict[str, float]:
         """See ``TrainEngine.apply``."""
@@ -143,7 +146,7 @@ class RankedTrainEngine(TrainEngine):
         """See ``TrainEngine.restore_checkpoint``; ranks of other machines must see ``path``, too."""
         self.version = self.group.call(POLICY, "restored_version", path)[0]
 
-    def _metrics(self, method: str, *args: TrainBatch) -> dict[str, float]:
+    def _metrics(self, method: str, *args: Any) -> dict[str, float]:
         metrics: dict[str, float] = self.group.call(POLICY, method, *args)[0]
         return metrics
 

@@ -1,0 +1,1 @@
+"""The objective of the policy: losses of tokens, corrections for older weights, KL, entropy, aggregation."""
