@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from areal_x.api.errors import ArealXError, ConfigError, DataError, MissingExtraError
+from areal_x.launch.export_command import add_arguments as add_export
 from areal_x.launch.reward_test_command import add_arguments as add_reward_test
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run_command(commands, "eval", "measure a model's accuracy on held-out data", _start, sweeps=False)
     _add_init_model(commands)
+    add_export(commands)
     text = "which sequences of a skipped step's batch are not finite"
     replay = commands.add_parser("replay", help=text, description=text)
     replay.add_argument("batch", type=Path, metavar="FILE", help="such as runs/quickstart/skipped/step_000012.npz")
@@ -260,11 +262,11 @@ def _reward_list(arguments: argparse.Namespace) -> int:
 def _config_list(arguments: argparse.Namespace) -> int:
     from areal_x.launch.config_files import config_groups, config_header, config_names, find_config
 
-    for name in config_names():
-        print(f"{name:<14}{config_header(find_config(name)).partition(chr(10))[0]}")
-    for group, presets in config_groups().items():
-        for preset in presets:
-            print(f"{f'{group}={preset}':<22}{config_header(find_config(f'{group}/{preset}')).partition(chr(10))[0]}")
+    presets = [(f"{group}={name}", f"{group}/{name}") for group, names in config_groups().items() for name in names]
+    listed = [*((name, name) for name in config_names()), *presets]
+    width = max(len(title) for title, _ in listed) + 2
+    for title, name in listed:
+        print(f"{title:<{width}}{config_header(find_config(name)).partition(chr(10))[0]}")
     return 0
 
 

@@ -31,7 +31,7 @@ from areal_x.trainer.checkpoint_files import (
     write_manifest,
 )
 
-__all__ = ["CHECKPOINTS", "CheckpointStore"]
+__all__ = ["CHECKPOINTS", "EXPORT", "PARTIAL", "CheckpointStore"]
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run."""
@@ -48,13 +48,21 @@ class CheckpointStore:
         directory: made with the first checkpoint.
         config: which ones are kept.
         identity: what this run's models are; see ``run_identity``. Default: not compared.
+        write_files: adds what is the same in every checkpoint to its directory; see ``write_model_files``.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, identity: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        identity: Mapping[str, str] | None = None,
+        write_files: Callable[[Path], None] | None = None,
+    ) -> None:
         self.directory = directory
         self.num_failures_in_a_row = 0
         self._config = config
         self._identity = None if identity is None else dict(identity)
+        self._write_files = write_files
         self._lock = threading.RLock()
 
     def begin(self, step: int) -> Path:
@@ -84,6 +92,8 @@ class CheckpointStore:
         partial, path = self._path(step, PARTIAL), self._path(step)
         with self._lock:
             try:
+                if self._write_files is not None:
+                    self._write_files(partial)
                 manifest = write_manifest(partial, step, self._identity or {}, facts or {})
                 if path.exists():
                     self._remove(path)

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from areal_x.engine.train.state_files import (
     write_durably,
 )
 
-__all__ = ["MODEL", "TrainingState"]
+__all__ = ["MODEL", "TrainingState", "bit_sums", "other_base", "saved_bit_sums"]
 
 MODEL = "model."
 """How the names of weights and buffers begin; the rest is as the module names them."""
@@ -144,16 +144,13 @@ class TrainingState:
             reader = StateReader(path)
             tensors = self._checked(reader, others or {})
             own = reader.of_rank(self._ranks.rank)
-            saved_sums = _sums_of_ranks(reader, len(self._frozen))
+            saved_sums = saved_bit_sums(reader)
         except CheckpointError as error:
             problem = error
         sums = torch.tensor(self._sums_of_frozen(), dtype=torch.int64, device=self._device)
         sums = self._ranks.sum(sums) if self._frozen else sums
         if problem is None and sums.tolist() != saved_sums:
-            problem = CheckpointError(
-                f"checkpoint {path} is from another model: the weights below its adapters differ from those here; give "
-                "the model.path that it was written with"
-            )
+            problem = other_base(path, "here")
         self._agree(path, problem)
         moving = reader.facts["optimizer"]["with_moments"]
         self._optimizer.make_moments(self._trained[name] for name in moving)
@@ -201,10 +198,8 @@ class TrainingState:
         return {_STEPS: torch.stack([self._optimizer.state[self._trained[name]]["step"] for name in names])}
 
     def _sums_of_frozen(self) -> list[int]:
-        """A sum over the bits of this rank's rows of each weight that is not trained; those of all ranks add up."""
         if self._frozen_sums is None:
-            rows = [local_rows(parameter)[0] for parameter in self._frozen.values()]
-            self._frozen_sums = [int(part.view(_BIT_TYPES[part.itemsize]).sum(dtype=torch.int64)) for part in rows]
+            self._frozen_sums = bit_sums(self._frozen.values())
         return self._frozen_sums
 
     def _agree(self, path: Path, problem: CheckpointError | None) -> None:
@@ -245,9 +240,25 @@ class _Writer(threading.Thread):
             self.problem = None
 
 
-def _sums_of_ranks(reader: StateReader, number: int) -> list[int]:
-    """What the ranks that wrote a state found of frozen weights, added up."""
-    totals = [0] * number
-    for rank in range(reader.num_ranks if number else 0):
-        totals = [total + own for total, own in zip(totals, reader.of_rank(rank)["frozen"], strict=True)]
-    return totals
+def bit_sums(weights: Iterable[torch.Tensor]) -> list[int]:
+    """A sum over the bits of this rank's rows of each weight; those of all ranks add up to that of the whole."""
+    rows = [local_rows(weight)[0] for weight in weights]
+    return [int(part.view(_BIT_TYPES[part.itemsize]).sum(dtype=torch.int64)) for part in rows]
+
+
+def saved_bit_sums(reader: StateReader) -> list[int]:
+    """What the ranks that wrote a state found for weights that are not trained, added up.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    of_ranks = [reader.of_rank(rank)["frozen"] for rank in range(reader.num_ranks)]
+    return [sum(parts) for parts in zip(*of_ranks, strict=True)]
+
+
+def other_base(path: Path, place: str) -> CheckpointError:
+    """The error of adapters that were trained on other weights than those at ``place``."""
+    return CheckpointError(
+        f"checkpoint {path} is from another model: the weights below its adapters are not those {place}; give the "
+        "model that it was trained from"
+    )

@@ -1,0 +1,43 @@
+"""``areal-x export``: the policy of a checkpoint as a model in Hugging Face format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_arguments"]
+
+_EXAMPLE = """\
+example:
+  areal-x export runs/quickstart/checkpoints/step_000020 models/quickstart-20
+"""
+
+
+def add_arguments(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    """Add the command."""
+    text = "write the policy of a checkpoint as a model in Hugging Face format"
+    command = commands.add_parser(
+        "export", help=text, description=text, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/step_000020"
+    )
+    command.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="a new directory")
+    command.add_argument(
+        "--base-model", metavar="MODEL", help="the model below adapters; default: where it was in training"
+    )
+    command.add_argument("--trust-remote-code", action="store_true", help="the model is defined by code beside it")
+    command.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from areal_x.trainer.exports import export_checkpoint
+
+    export_checkpoint(
+        arguments.checkpoint,
+        arguments.output,
+        base_model=arguments.base_model,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    print(f"wrote {arguments.output}; use it with model.path={arguments.output}")
+    return 0
