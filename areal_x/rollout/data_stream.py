@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ __all__ = ["DataStream", "Place"]
 
 Row = dict[str, Any]
 _KEPT_ORDERS = 4
+_ITEMS_COMPARED = 64
 
 
 class Place(NamedTuple):
@@ -81,6 +83,15 @@ class DataStream(Iterator[tuple[int, Row]]):
         bits = np.random.MT19937(np.random.SeedSequence([self._seed, epoch]))
         return np.random.RandomState(bits).permutation(len(self._items)).astype(np.int64, copy=False)
 
+    def _checksum(self) -> int:
+        """Of the texts of some items, to tell one data set from another."""
+        step = max(1, len(self._items) // _ITEMS_COMPARED)
+        checksum = 0
+        for index in range(0, len(self._items), step):
+            texts = (value for value in self._items[index].values() if isinstance(value, str))
+            checksum = zlib.crc32("\0".join(texts).encode(errors="backslashreplace"), checksum)
+        return checksum
+
     def state_dict(self) -> dict[str, int | bool]:
         """Where the walk stands, as plain values for JSON."""
         return {
@@ -89,6 +100,7 @@ class DataStream(Iterator[tuple[int, Row]]):
             "seed": self._seed,
             "shuffle": self._shuffle,
             "num_items": len(self._items),
+            "checksum": self._checksum(),
         }
 
     def load_state_dict(self, state: dict[str, int | bool]) -> None:

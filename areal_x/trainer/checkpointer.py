@@ -24,7 +24,9 @@ from areal_x.observe.line_file import RunWriteError
 from areal_x.observe.run_writer import RunWriter
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.rollout.rollout_state import RolloutSnapshot
+from areal_x.trainer.checkpoint_files import described
 from areal_x.trainer.checkpoint_store import CheckpointStore
+from areal_x.trainer.exports import EXPORTS, MODEL_FILES
 from areal_x.trainer.trainer_thread import TrainerThread
 
 __all__ = ["ROLLOUT", "Checkpointed", "Checkpointer"]
@@ -67,7 +69,8 @@ class Checkpointer:
         engines: what has a state, by role; ``on_ranks``: they are asked on the trainer's thread only.
         thread: the trainer's.
         facts: further facts of the run at a step, for ``Checkpoint.facts``.
-        save_policy: writes the policy in Hugging Face format into a directory.
+        write_model: writes configuration and tokenizer of the policy into a new directory.
+        export: writes the policy in Hugging Face format to a new directory.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class Checkpointer:
         writer: RunWriter,
         display: RunDisplay,
         facts: Callable[[], dict[str, Any]],
-        save_policy: Callable[[Path], None],
+        write_model: Callable[[Path], None],
+        export: Callable[[Path], Path],
     ) -> None:
         self._config = config
         self._store = store
@@ -95,7 +99,8 @@ class Checkpointer:
         self._writer = writer
         self._display = display
         self._facts = facts
-        self._save_policy = save_policy
+        self._write_model = write_model
+        self._export = export
         self._background = TrainerThread("checkpoint")
         self._totals = CheckpointTotals()
         self._writing: asyncio.Task[None] | None = None
@@ -154,18 +159,11 @@ class Checkpointer:
         """Write the policy under ``exports/``, while nothing trains.
 
         Raises:
-            EngineError: it cannot be written.
+            CheckpointError: it cannot be written.
         """
         started = time.monotonic()
-        path = self._writer.run_dir / "exports" / f"step_{step:06d}"
-        await self._thread.call(self._save_policy, path)
+        await self._thread.call(self._export, self._writer.run_dir / EXPORTS / f"step_{step:06d}")
         self._writer.add_span("checkpoint", f"export of step {step}", started, time.monotonic())
-
-    def on_evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The weights after ``step`` were measured: the best checkpoints may be others now."""
-        name = self._config.best_metric
-        if name is not None and name in metrics:
-            self._store.record_metric(step, metrics[name])
 
     async def finish(self) -> None:
         """Wait for the checkpoint under way.
@@ -209,7 +207,7 @@ class Checkpointer:
     ) -> None:
         started = time.monotonic()
         if error is None:
-            error = await self._background.call(_write_snapshot, snapshot, partial / ROLLOUT)
+            error = await self._background.call(self._write_files, snapshot, partial)
         if self._on_ranks:
             await self._may_end.wait()
         for engine in begun:
@@ -225,6 +223,18 @@ class Checkpointer:
         else:
             self._totals.written += 1
 
+    def _write_files(self, snapshot: RolloutSnapshot, partial: Path) -> CheckpointError | None:
+        """What is not of the engines."""
+        try:
+            (partial / ROLLOUT).mkdir()
+            snapshot.write(partial / ROLLOUT)
+            self._write_model(partial / MODEL_FILES)
+        except OSError as error:
+            return CheckpointError(f"checkpoint {partial}: {described(error)}")
+        except CheckpointError as error:
+            return error
+        return None
+
     def _commit(self, step: int, facts: dict[str, Any]) -> CheckpointError | None:
         try:
             self._writer.sync()  # What the checkpoint says of the files must be true after a loss of power, too.
@@ -238,15 +248,6 @@ class Checkpointer:
         self._totals.failed += 1
         self._display.print(f"step {step}: no checkpoint, training goes on: {error}")
         self._store.abandon(step, error)
-
-
-def _write_snapshot(snapshot: RolloutSnapshot, folder: Path) -> CheckpointError | None:
-    try:
-        folder.mkdir()
-        snapshot.write(folder)
-    except OSError as error:
-        return CheckpointError(f"checkpoint {folder.parent}: {error.strerror or error}")
-    return None
 
 
 def _end_of(engine: Checkpointed) -> CheckpointError | None:

@@ -41,6 +41,7 @@ class PromptRecords:
             RunWriteError: the system refused.
         """
         ends, self._ends = self._ends, []
+        rows: list[tuple[int, str, str | None, int]]
         rows = [(group.group_id, "trained", None, group.admitted_version) for group in trained]
         rows += [(end.group_id, end.end, end.reason, end.admitted_version) for end in ends]
         records = []
