@@ -1,5 +1,6 @@
 """What all tests need."""
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -15,8 +16,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def group_of_one() -> Iterator[None]:
     """Mixed precision makes a process group of this process alone; other tests begin without one."""
     import torch.distributed as dist
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     assert not dist.is_initialized()
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
+        # PyTorch keeps the group, with its threads, in these caches. A fork that clears them does not live.
+        gc.collect()
+        _clear_sharding_prop_cache()

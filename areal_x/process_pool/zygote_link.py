@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from areal_x.process_pool.interpreters import find_same_modules
 from areal_x.process_pool.wire import memory_file, receive_with_descriptors
 
 __all__ = ["ZygoteLink", "wait_for_exit"]
@@ -46,14 +47,10 @@ class ZygoteLink:
         self._closed = False
         self._control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
-        # The helper must find this very package, from wherever the user's process found it.
-        program = (
-            f"import sys; sys.path[:] = {[os.path.abspath(entry) for entry in sys.path]!r}; "
-            f"from areal_x.process_pool.zygote import main; main({child.fileno()})"
-        )
+        program = f"from areal_x.process_pool.zygote import main; main({child.fileno()})"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", program],
+                [sys.executable, "-c", find_same_modules(program)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(child.fileno(),),
                 env=environment,

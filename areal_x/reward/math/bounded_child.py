@@ -4,7 +4,8 @@ Signals and threads cannot stop C code that holds the interpreter lock (``7**(2*
 their own: one for each process that grades, forked at the first job and kept for those that follow. A job's limit is a
 verdict on its text, told by ``LimitReached``. The child is killed, and a new one forked for the next job, when a job
 did not give a value, when it says that it is spent (``child_loop``), and when it does not know the job's function. This
-works in a worker of the process pool, in any other process and in any thread; threads take turns.
+works in a worker of the process pool, in any other process and in any thread; threads take turns. A child gets a job
+once it has said that it is ready: how it ends before that is no verdict on a text (``child_process``).
 
 The child ends with the thread that forked it, by the kernel, and with its process. A fork of its owner has no part in
 it. In the child nothing is left to reach: see ``child_guard``.
@@ -14,17 +15,14 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from areal_x.process_pool import forget_child, keep_child
-from areal_x.reward.math.child_loop import SPENT, run_child
+from areal_x.reward.math.child_loop import SPENT
+from areal_x.reward.math.child_process import Child, ChildError, start_child
 
 __all__ = ["ChildError", "LimitReached", "Limits", "run_bounded"]
 
@@ -57,10 +55,6 @@ class LimitReached(Exception):
         self.reason = reason
 
 
-class ChildError(RuntimeError):
-    """The job raised, or its child ended without an answer: a fault of the machinery, not of the text."""
-
-
 def run_bounded(function: Callable[..., Any], arguments: Sequence[Any], limits: Limits) -> Any:
     """The JSON value of ``function(*arguments)``, computed in the child; the arguments are JSON values, too.
 
@@ -69,87 +63,10 @@ def run_bounded(function: Callable[..., Any], arguments: Sequence[Any], limits: 
 
     Raises:
         LimitReached: the child was stopped by a limit (``math_time_limit``, ``math_memory_limit``, ``math_too_deep``).
-        ChildError: the function raised something else, or the child died of something else.
+        ChildError: the function raised something else, or the child died of something else, or before the job.
         OSError: no process could be made.
     """
     return _owner.run(function, arguments, limits)
-
-
-class _Child:
-    """A child of this process, and this process's end of the socket to it."""
-
-    def __init__(self, functions: Sequence[Callable[..., Any]], memory_limit_bytes: int) -> None:
-        self.known = len(functions)
-        self.memory_limit_bytes = memory_limit_bytes
-        self.owner = os.getpid()
-        self._thread = threading.current_thread()
-        self._socket, theirs = socket.socketpair()
-        try:
-            self._pid = os.fork()
-            if self._pid == 0:
-                run_child(theirs.fileno(), self.owner, functions, memory_limit_bytes)
-        except OSError:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
-        try:
-            self._pidfd = os.pidfd_open(self._pid)
-        except OSError:
-            self._socket.close()
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            raise
-        self.stays = keep_child(self._pid)
-
-    def ask(self, request: bytes, deadline: float) -> bytes | None:
-        """The line that it answers; what came when it ended without one; None when the deadline passed."""
-        chunks: list[bytes] = []
-        try:
-            self._socket.settimeout(_until(deadline))
-            self._socket.sendall(request)
-            while True:
-                self._socket.settimeout(_until(deadline))
-                chunk = self._socket.recv(1 << 16)
-                chunks.append(chunk)
-                if not chunk or chunk.endswith(b"\n"):
-                    return b"".join(chunks)
-        except TimeoutError:
-            return None
-        except ConnectionError:
-            return b"".join(chunks)
-
-    def has_ended(self, deadline: float = 0.0) -> bool:
-        """Whether it has ended, now or by the deadline."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-    def ended_with_its_thread(self) -> bool:
-        """Whether another thread that forked it is gone; then the kernel has killed it."""
-        return self._thread is not threading.current_thread() and not self._thread.is_alive()
-
-    def kill(self) -> str:
-        """End it unless it has ended; how it did, as the name of a signal or in words."""
-        self._socket.close()
-        try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        except (ProcessLookupError, ChildProcessError):
-            ended = None  # Someone else has reaped it, or this process ignores SIGCHLD and the kernel has.
-        finally:
-            os.close(self._pidfd)
-            forget_child(self._pid)
-        if ended is None:
-            return "wait status unknown"
-        if ended.si_code == os.CLD_EXITED:
-            return f"wait status: exit {ended.si_status}"
-        return signal.Signals(ended.si_status).name
-
-    def abandon(self) -> None:
-        """Let go of it in a fork of its owner."""
-        self._socket.close()
-        os.close(self._pidfd)
 
 
 class _Owner:
@@ -157,7 +74,7 @@ class _Owner:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._functions: list[Callable[..., Any]] = []
 
     def run(self, function: Callable[..., Any], arguments: Sequence[Any], limits: Limits) -> Any:
@@ -193,14 +110,14 @@ class _Owner:
             raise _ThreadEnded
         raise _error_of_end(ended)
 
-    def _ready_child(self, number: int, memory_limit_bytes: int) -> _Child:
+    def _ready_child(self, number: int, memory_limit_bytes: int) -> Child:
         child = self._child
         if child is not None:
             if number < child.known and memory_limit_bytes <= child.memory_limit_bytes and not child.has_ended():
                 return child
             self._child = None
             child.kill()
-        self._child = _Child(tuple(self._functions), memory_limit_bytes)
+        self._child = start_child(tuple(self._functions), memory_limit_bytes)
         return self._child
 
     def abandon(self) -> None:
@@ -212,14 +129,6 @@ class _Owner:
 
 class _ThreadEnded(Exception):
     """The child was killed with the thread that had forked it, in the middle of another thread's job."""
-
-
-def _until(deadline: float) -> float:
-    """Seconds until then. It raises TimeoutError when it has passed."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    return remaining
 
 
 def _unpack(reply: bytes) -> Any:

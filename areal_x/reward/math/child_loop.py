@@ -1,9 +1,9 @@
 """The life of the grader's child: job after job from a socket, each begun in the same state, until it is spent.
 
-A request is one line of JSON: the number of the job's function, its arguments, the two limits. The reply is one line,
-too: what came of it and the value. A ``!`` before it says that the child is spent and takes no other job: it has served
-many, has grown, or is about to evaluate text that could leave something behind (``child_guard``), which it says before
-it does so.
+The child first says that it is ready. A request is one line of JSON: the number of the job's function, its arguments,
+the two limits. The reply is one line, too: what came of it and the value. A ``!`` before it says that the child is
+spent and takes no other job: it has served many, has grown, or is about to evaluate text that could leave something
+behind (``child_guard``), which it says before it does so.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 from areal_x.process_pool import isolation
 from areal_x.reward.math.child_guard import announce_before_doubtful_text, guard_child
 
-__all__ = ["MAX_GROWTH_BYTES", "MAX_JOBS", "SPENT", "run_child"]
+__all__ = ["MAX_GROWTH_BYTES", "MAX_JOBS", "READY", "SPENT", "read_line", "run_child"]
 
 MAX_JOBS = 1000
 """Jobs of one child: SymPy's caches grow with each."""
 MAX_GROWTH_BYTES = 128 << 20
 """What a child may have grown, in memory at its peak or in address space after a job, and still go on."""
+READY = b"ready\n"
 SPENT = b"!"
 _MAX_REPLY_BYTES = 1 << 20
 
@@ -67,8 +68,9 @@ def _serve(descriptor: int, functions: Sequence[Callable[..., Any]]) -> None:
     restore = _state_now()
     first_peak, first_size = _peak_memory(), _address_space()
     size = first_size
+    _write(descriptor, READY)
     for count in range(1, MAX_JOBS + 1):
-        request = _read_line(descriptor)
+        request = read_line(descriptor)
         if not request:
             return  # The parent has closed its end.
         number, arguments, time_limit, memory_limit_bytes = json.loads(request)
@@ -80,7 +82,8 @@ def _serve(descriptor: int, functions: Sequence[Callable[..., Any]]) -> None:
         _write(descriptor, SPENT + reply if count == MAX_JOBS or growth > MAX_GROWTH_BYTES else reply)
 
 
-def _read_line(descriptor: int) -> bytes:
+def read_line(descriptor: int) -> bytes:
+    """The next line, or nothing when the other side has closed its end; there is never more than one on its way."""
     chunks: list[bytes] = []
     while chunk := os.read(descriptor, 1 << 16):
         chunks.append(chunk)

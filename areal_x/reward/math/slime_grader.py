@@ -17,7 +17,7 @@ from areal_x.reward.math.slime_strings import (
     symbolic_form,
 )
 
-__all__ = ["grade_dapo", "grade_deepscaler", "grade_math", "grade_strings"]
+__all__ = ["grade_dapo", "grade_deepscaler", "grade_math", "grade_strings", "prepare"]
 
 _UNREDUCED = re.compile(r"^-?[0-9]+.?/0*[1-9][0-9]*.?$")
 _LONGEST_IN_PROCESS = 2000
@@ -86,17 +86,17 @@ def grade_strings(given: str, gold: str | None, limits: Limits) -> bool:
     if gold is None:
         return False
     if "\\" in gold + given or len(gold) + len(given) > _LONGEST_IN_PROCESS:
-        _prepare()
+        prepare()
         return bool(run_bounded(_grade_symbolic, (given, gold), limits))
     verdict, differences = _compare_forms(symbolic_form(gold, str), symbolic_form(given, str))
     if verdict is not None or not differences:
         return bool(verdict)
-    _prepare()
+    prepare()
     return bool(run_bounded(_all_zero, (differences,), limits))
 
 
 @functools.cache
-def _prepare() -> None:
+def prepare() -> None:
     """Import what the child needs, and simplify a constant, so that all of it is warm."""
     import pylatexenc.latex2text
     import sympy.parsing.sympy_parser  # noqa: F401
