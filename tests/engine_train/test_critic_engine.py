@@ -83,13 +83,11 @@ def test_a_new_head_begins_at_zero_and_learns_on_the_body_of_the_policy(make_mod
     mine = engine.model.get_parameter("model.layers.0.mlp.up_proj.weight")
     torch.testing.assert_close(mine, body.get_parameter("layers.0.mlp.up_proj.weight"))
     returns = (batch.input_ids % 2).astype(np.float32)
-    losses, explained = [], []
+    losses = []
     for _ in range(25):
         batch = dataclasses.replace(batch, values=engine.values(batch), returns=returns)
         metrics = engine.train_step(batch)
         losses.append(metrics["critic/loss"])
-        explained.append(metrics["critic/explained_variance"])
-    assert explained[0] == 0 and explained[-1] > 0.5
     assert losses[-1] < 0.4 * losses[0]
     assert metrics["critic/skipped_steps"] == 0 and metrics["critic/grad_norm"] > 0
     assert metrics["critic/learning_rate"] == 1e-2

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_x.engine.critic.value_loss import value_loss, value_metrics
+from areal_x.engine.critic.value_loss import value_loss
 
 
 def test_a_case_by_hand() -> None:
@@ -45,13 +45,3 @@ def test_equals_numpy(rows: list[tuple[float, float, float]], clip: float | None
     loss, sums = value_loss(*(torch.from_numpy(array.copy()) for array in (values, returns, old)), clip)
     assert loss.item() == pytest.approx(expected, abs=1e-9)
     assert abs(sums[1].item() - clipped) <= (np.abs(values - old) > (clip or 0) - 1e-6).sum() * (clip is not None)
-
-
-def test_explained_variance() -> None:
-    returns = np.array([0.0, 1.0, 2.0], dtype=np.float32)
-    assert value_metrics(returns + 5, returns)["explained_variance"] == pytest.approx(1.0)
-    assert value_metrics(np.zeros(3, np.float32), returns)["explained_variance"] == pytest.approx(0.0)
-    assert value_metrics(-returns, returns)["explained_variance"] == pytest.approx(-3.0)
-    assert np.isnan(value_metrics(returns, np.ones(3, np.float32))["explained_variance"])
-    assert value_metrics(returns, returns)["value_mean"] == 1.0
-    assert value_metrics(np.zeros(0, np.float32), np.zeros(0, np.float32)) == {}

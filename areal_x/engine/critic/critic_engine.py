@@ -24,7 +24,7 @@ from areal_x.api.config import AlgorithmConfig, CriticConfig, ModelConfig, Train
 from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import NOT_GENERATED, FloatArray, TrainBatch
 from areal_x.api.train_config import LoraConfig
-from areal_x.engine.critic.value_loss import VALUE_SUMS, value_loss, value_metrics
+from areal_x.engine.critic.value_loss import VALUE_SUMS, value_loss
 from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
 from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.load_rows import load_into
@@ -33,13 +33,14 @@ from areal_x.engine.train.moved_tensors import MovedTensors, make_home, present
 from areal_x.engine.train.optimizer import ScheduledAdamW
 from areal_x.engine.train.packed_scores import Head, body_of, load_scores
 from areal_x.engine.train.packing import MicroBatch
-from areal_x.engine.train.partition import plan_part
+from areal_x.engine.train.partition import plan_rank
 from areal_x.engine.train.policy import embedding_rows, resolve_device
-from areal_x.engine.train.sequence_parallel import check_heads, share_rows
+from areal_x.engine.train.sequence_parallel import check_heads
 from areal_x.engine.train.sharding import local_rows
+from areal_x.engine.train.training_state import TrainingState
 from areal_x.engine.train.weights_home import KeptWeights, WeightsHome
 
-__all__ = ["CRITIC_HEADS", "CriticEngine", "make_critic_engine", "sampled_tokens"]
+__all__ = ["CRITIC_HEADS", "CriticEngine", "make_critic_engine"]
 
 CRITIC_HEADS: tuple[Head, ...] = ("none", "sequence", "token")
 """What a critic may be made from."""
@@ -91,6 +92,14 @@ class CriticEngine:
         except ConfigError as error:
             raise ConfigError(f"critic.path={critic.path or model_path} cannot be the critic: {error}") from error
         self.optimizer = ScheduledAdamW(self.packed.parameters(), self._train, ranks, self.device)
+        self._state = TrainingState(
+            self.packed,
+            self.optimizer,
+            ranks,
+            self.device,
+            facts={"model_path": str(critic.path or model_path), "role": "critic"},
+            timeout_seconds=train.rank_timeout_seconds / 2,
+        )
         # Of ``train.cpu_offload`` nothing is on the device but what a pass gathers.
         offload = critic.offload and not train.cpu_offload
         self._home = make_home(self.packed, self.device, offload=offload)
@@ -127,7 +136,7 @@ class CriticEngine:
         check_train_batch(batch, vocabulary_size=embedding_rows(self.model))
         result = torch.zeros(len(batch.input_ids), dtype=torch.float32, device=self.device)
         with present(self._home, self.packed):
-            for micro_batch in self._plan(batch, sampled_tokens(batch)):
+            for micro_batch in self._plan(batch, _sampled_tokens(batch)):
                 result[micro_batch.positions] = self.packed(micro_batch).to(torch.float32)
         values: FloatArray = self._ranks.sum(result).cpu().numpy()
         return values
@@ -151,24 +160,35 @@ class CriticEngine:
             self.optimizer.clear()
             for sequences in self._mini_batches(batch, step):
                 own = self._accumulate(self._plan(batch, batch.loss_mask, sequences), returns, old_values)
-                update = self.optimizer.apply(own[0], int(own[-1].item()))
+                update = self.optimizer.apply(own[0], own[-1])
                 norms += [update.grad_norm] if update.applied else []
                 num_updates += 1
                 sums += own
         *values, num_tokens = self._ranks.sum(sums).tolist()
-        trained = batch.loss_mask.astype(np.bool_)
-        assert batch.values is not None and batch.returns is not None
-        metrics = value_metrics(batch.values[trained], batch.returns[trained])
-        if num_tokens:
-            metrics |= {name: value / num_tokens for name, value in zip(VALUE_SUMS, values, strict=True)}
-        metrics |= {
+        metrics = {
             "skipped_steps": num_updates - len(norms),
             "learning_rate": learning_rate,
             "seconds": time.perf_counter() - started,
         }
+        if num_tokens:
+            metrics |= {name: value / num_tokens for name, value in zip(VALUE_SUMS, values, strict=True)}
         if norms:
             metrics["grad_norm"] = sum(norms) / len(norms)
         return {f"critic/{name}": float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+    def begin_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.begin_checkpoint``."""
+        with self._all_present():
+            self._state.begin(path, version=self.optimizer.num_steps)
+
+    def end_checkpoint(self) -> None:
+        """See ``TrainEngine.end_checkpoint``."""
+        self._state.end()
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.restore_checkpoint``; the rates of the schedule stay as they are configured."""
+        with self._all_present():
+            self._state.restore(path)
 
     def _targets(self, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns and values at the start of the step, float32 [N]."""
@@ -206,17 +226,8 @@ class CriticEngine:
         self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
     ) -> list[MicroBatch]:
         """This rank's micro-batches, or its rows of those that it shares; as many as every other rank's."""
-        plan = plan_part(
-            batch,
-            wanted,
-            self._train.micro_batch_tokens,
-            part=self._ranks.data_rank,
-            num_parts=self._ranks.num_data_ranks,
-            sequences=sequences,
-            device=self.device,
-            kernel=self.packed.kernel,
-        )
-        return [share_rows(micro_batch, self._ranks) for micro_batch in plan]
+        budget, kernel = self._train.micro_batch_tokens, self.packed.kernel
+        return plan_rank(batch, wanted, budget, self._ranks, sequences=sequences, device=self.device, kernel=kernel)
 
     @contextlib.contextmanager
     def _all_present(self) -> Iterator[None]:
@@ -232,7 +243,7 @@ class CriticEngine:
             yield from (local_rows(value)[0] for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def sampled_tokens(batch: TrainBatch) -> BoolMask:
+def _sampled_tokens(batch: TrainBatch) -> BoolMask:
     """The tokens that have a value: those that an engine sampled, trained or not; never the first of a sequence."""
     sampled = batch.loss_mask.astype(np.bool_)
     if batch.versions is not None:

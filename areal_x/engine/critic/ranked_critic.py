@@ -65,3 +65,15 @@ class RankedCritic:
         """See ``Critic.train_step``."""
         metrics: dict[str, float] = self.group.call(CRITIC, "train_step", batch)[0]
         return metrics
+
+    def begin_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.begin_checkpoint``; ranks of other machines must see ``path``, too."""
+        self.group.call(CRITIC, "begin_checkpoint", path)
+
+    def end_checkpoint(self) -> None:
+        """See ``TrainEngine.end_checkpoint``."""
+        self.group.call(CRITIC, "end_checkpoint")
+
+    def restore_checkpoint(self, path: Path) -> None:
+        """See ``TrainEngine.restore_checkpoint``; ranks of other machines must see ``path``, too."""
+        self.group.call(CRITIC, "restore_checkpoint", path)

@@ -1,13 +1,10 @@
-"""The critic's loss and metrics: pure functions over M trained tokens."""
+"""The critic's loss: a pure function over M trained tokens."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from areal_x.api.records import FloatArray
-
-__all__ = ["VALUE_SUMS", "value_loss", "value_metrics"]
+__all__ = ["VALUE_SUMS", "value_loss"]
 
 VALUE_SUMS = ("loss", "clip_fraction")
 """Names of the sums over tokens that ``value_loss`` gives."""
@@ -41,21 +38,3 @@ def value_loss(
     clamped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     loss = 0.5 * torch.maximum(error, clamped).sum()
     return loss, torch.stack([loss.detach(), (clamped > error).sum().to(loss.dtype)]).to(torch.float64)
-
-
-def value_metrics(old_values: FloatArray, returns: FloatArray) -> dict[str, float]:
-    """How well values [M] told returns [M] before they were trained on them.
-
-    ``explained_variance`` is ``1 - Var(R - V) / Var(R)``: 1 for values that are right up to a constant, 0 for a
-    constant, below 0 for worse; not finite where all returns are equal.
-    """
-    if not len(returns):
-        return {}
-    wide_values, wide_returns = old_values.astype(np.float64), returns.astype(np.float64)
-    spread = wide_returns.var()
-    explained = 1.0 - (wide_returns - wide_values).var() / spread if spread > 0 else np.nan
-    return {
-        "explained_variance": float(explained),
-        "value_mean": float(wide_values.mean()),
-        "return_mean": float(wide_returns.mean()),
-    }

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 
 from areal_x.api.records import TrainBatch
+from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.train.attention_plan import SDPA
 from areal_x.engine.train.computed_tokens import ComputedTokens, Indices, computed_tokens
 from areal_x.engine.train.packing import MicroBatch, count_micro_batches, plan_micro_batches
+from areal_x.engine.train.sequence_parallel import share_rows
 
-__all__ = ["deal_sequences", "plan_part"]
+__all__ = ["deal_sequences", "plan_part", "plan_rank"]
 
 TOLERANCE = 0.02
 """Groups are divided only when the fullest part holds this much more than the mean."""
@@ -77,6 +79,30 @@ def plan_part(
         device=device,
         kernel=kernel,
     )
+
+
+def plan_rank(
+    batch: TrainBatch,
+    wanted_mask: npt.NDArray[np.bool_],
+    micro_batch_tokens: int,
+    ranks: RankContext,
+    *,
+    sequences: Indices | None = None,
+    device: torch.device | str = "cpu",
+    kernel: str = SDPA,
+) -> list[MicroBatch]:
+    """A rank's micro-batches, or its rows of those that it shares; as many as every other rank's."""
+    plan = plan_part(
+        batch,
+        wanted_mask,
+        micro_batch_tokens,
+        part=ranks.data_rank,
+        num_parts=ranks.num_data_ranks,
+        sequences=sequences,
+        device=device,
+        kernel=kernel,
+    )
+    return [share_rows(micro_batch, ranks) for micro_batch in plan]
 
 
 def _deal_groups(needed: ComputedTokens, num_parts: int) -> Indices:
