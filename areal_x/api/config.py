@@ -115,6 +115,12 @@ class OverlongConfig:
     """Over the last so many tokens before ``max_new_tokens`` the penalty grows from 0 to its full size. 0: none."""
     penalty: float = 1.0
     """Taken from the reward of a completion of full length."""
+    buffer_share: float = 0.0
+    """The same as a share of ``max_new_tokens``, where ``buffer_tokens`` is 0."""
+
+    def buffer_of(self, max_new_tokens: int) -> int:
+        """Tokens over which the penalty grows; 0: there is none."""
+        return self.buffer_tokens or int(self.buffer_share * max_new_tokens)
 
 
 @dataclass

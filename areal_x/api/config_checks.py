@@ -8,11 +8,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from areal_x.api.algorithm_checks import check_algorithm
 from areal_x.api.check_values import above_zero, at_least, bad_value, one_of, within
-from areal_x.api.config import BASELINES, SCALES, ExperimentConfig, RewardConfig
+from areal_x.api.checkpoint_checks import check_checkpoints
+from areal_x.api.config import ExperimentConfig, RewardConfig
 from areal_x.api.data_file_checks import MADE_DATA_SETS, check_data_file, names_a_file
 from areal_x.api.errors import ConfigError
 from areal_x.api.evaluation_checks import check_evaluation
+from areal_x.api.filter_checks import check_filters
+from areal_x.api.model_checks import check_model_files, check_model_folder
 from areal_x.api.reward_model_checks import RESERVED_NAMES, check_reward_models
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.api.server_checks import check_engine
@@ -106,7 +110,7 @@ def _check_model(config: ExperimentConfig) -> None:
     if model.device not in ("auto", "cpu", "cuda") and not model.device.removeprefix("cuda:").isdecimal():
         raise bad_value("model.device", model.device, "must be one of auto, cpu, cuda, or cuda:0 and so on")
     if model.path is not None:
-        _check_model_directory(model.path)
+        check_model_folder("model.path", model.path)
     for key, value in (model.init or {}).items():
         one_of("model.init key", str(key), MODEL_INIT_KEYS)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -121,23 +125,6 @@ def _check_model_sizes(init: dict[str, object]) -> None:
     heads, kv_heads = init.get("num_heads"), init.get("num_kv_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         raise bad_value("model.init.num_kv_heads", kv_heads, f"must divide num_heads={heads}")
-
-
-def _check_model_directory(path: str) -> None:
-    directory = Path(path).expanduser()
-    if directory.is_file():
-        raise bad_value("model.path", path, "is a file; name the folder that holds config.json")
-    if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise bad_value(
-                "model.path", path, "the folder has no config.json, so it is not a model in Hugging Face format"
-            )
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or path.partition("/")[0] in ("models", "runs"):
-        raise bad_value(
-            "model.path",
-            path,
-            "no such folder; make a small model with areal-x init-model, or write a hub name as organisation/name",
-        )
 
 
 def _check_rollout(config: ExperimentConfig) -> None:
@@ -160,8 +147,7 @@ def _check_rollout(config: ExperimentConfig) -> None:
         raise bad_value(
             "rollout.max_concurrent", rollout.max_concurrent, f"one group has group_size={rollout.group_size}"
         )
-    check_reference("rollout.filter", rollout.filter)
-    check_reference("rollout.early_filter", rollout.early_filter)
+    check_filters(config)
 
 
 def _check_reward(config: ExperimentConfig) -> None:
@@ -212,10 +198,13 @@ def _check_several_rewards(config: ExperimentConfig) -> None:
     one_of("reward.aggregation", reward.aggregation, ("normalize_then_sum", "sum_then_normalize"))
     if reward.aggregation == "normalize_then_sum":
         _check_normalized_sum(reward)
+        if config.uses_critic or (config.uses_reference and config.algorithm.kl_in == "reward"):
+            fix = "a critic, and KL in the reward, need the rewards' sum; use sum_then_normalize"
+            raise bad_value("reward.aggregation", reward.aggregation, fix)
 
 
 def _check_normalized_sum(reward: RewardConfig) -> None:
-    shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens
+    shapes = reward.post_process, reward.clip, reward.overlong.buffer_tokens, reward.overlong.buffer_share
     if any(shapes) or (reward.scale, reward.bias) != (1.0, 0.0):
         fix = "scale, bias, clip, overlong and post_process change the sum; they need sum_then_normalize"
         raise bad_value("reward.aggregation", reward.aggregation, fix)
@@ -243,26 +232,7 @@ def _check_shaping(config: ExperimentConfig) -> None:
     if not 0 <= reward.overlong.buffer_tokens <= limit:
         fix = f"must be from 0 to rollout.sampling.max_new_tokens={limit}"
         raise bad_value("reward.overlong.buffer_tokens", reward.overlong.buffer_tokens, fix)
-
-
-def _check_algorithm(config: ExperimentConfig) -> None:
-    algorithm = config.algorithm
-    one_of("algorithm.baseline", algorithm.baseline, BASELINES)
-    one_of("algorithm.scale_by", algorithm.scale_by, SCALES)
-    within("algorithm.clip_low", algorithm.clip_low, 0, 1)
-    at_least("algorithm.clip_high", algorithm.clip_high, 0)
-    at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
-    at_least("algorithm.num_mini_batches", algorithm.num_mini_batches, 1)
-    if config.rollout.group_size == 1 and algorithm.baseline in ("group_mean", "leave_one_out"):
-        raise bad_value(
-            "rollout.group_size", 1, "a group of one has no baseline: its advantage is always 0; use 2 or more samples"
-        )
-    if algorithm.num_mini_batches > config.groups_per_step:
-        raise bad_value(
-            "algorithm.num_mini_batches",
-            algorithm.num_mini_batches,
-            f"a step has only {config.groups_per_step} groups (train.batch_size / rollout.group_size)",
-        )
+    within("reward.overlong.buffer_share", reward.overlong.buffer_share, 0, 1)
 
 
 def _check_train(config: ExperimentConfig) -> None:
@@ -284,7 +254,7 @@ def _check_train(config: ExperimentConfig) -> None:
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
         raise bad_value("train.betas", train.betas, "must be two numbers, each from 0 to below 1")
     above_zero("train.max_grad_norm", train.max_grad_norm)
-    for name in ("micro_batch_tokens", "part_samples", "logprob_chunk_tokens", "num_threads"):
+    for name in ("micro_batch_tokens", "part_samples", "logprob_chunk_tokens", "num_threads", "max_skipped_in_a_row"):
         at_least(f"train.{name}", getattr(train, name), 1)
 
 
@@ -305,9 +275,11 @@ _CHECKS: tuple[Callable[[ExperimentConfig], None], ...] = (
     check_ranks,
     check_lora,
     check_reward_models,
-    _check_algorithm,
+    check_algorithm,
+    check_checkpoints,
     _check_data,
     _check_model,
+    check_model_files,
     _check_reward,
     _check_sft,
     check_evaluation,

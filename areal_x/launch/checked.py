@@ -12,10 +12,12 @@ from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.server_checks import check_trains
+from areal_x.engine.train.advantages import load_advantage
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, parse_override, to_yaml
 from areal_x.launch.server_environment import check_server_environment
 from areal_x.launch.trainer_environment import check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
+from areal_x.rollout.filters import load_group_filter
 from areal_x.rollout.preferences import check_first_pair
 
 __all__ = ["checked_config", "dry_run"]
@@ -116,16 +118,21 @@ def _check_workflow(config: ExperimentConfig) -> None:
 
 
 def _check_functions(config: ExperimentConfig) -> None:
-    """The filters and the hook of post-processing are functions."""
-    for key, path in (
-        ("rollout.filter", config.rollout.filter),
-        ("rollout.early_filter", config.rollout.early_filter),
-        ("reward.post_process", config.reward.post_process),
+    """The advantage function, the filters and the hook of post-processing are functions that take their arguments."""
+    algorithm, rollout, hook = config.algorithm, config.rollout, config.reward.post_process
+    if not is_import_path(algorithm.advantage) or _is_cheap_to_import(algorithm.advantage, "algorithm.advantage"):
+        load_advantage(algorithm)
+    for key, path, kwargs in (
+        ("rollout.filter", rollout.filter, rollout.filter_kwargs),
+        ("rollout.early_filter", rollout.early_filter, {}),
     ):
-        if path is None or split_library(path)[0] is not None or not _is_cheap_to_import(path, key):
-            continue
-        if not callable(load_object(path, key)):
-            raise ConfigError(f"{key}={path!r} is not a function")
+        if path is not None and (not is_import_path(path) or _is_cheap_to_import(path, key)):
+            load_group_filter(path, kwargs, key)
+    key = "reward.post_process"
+    if hook is None or split_library(hook)[0] is not None or not _is_cheap_to_import(hook, key):
+        return
+    if not callable(load_object(hook, key)):
+        raise ConfigError(f"{key}={hook!r} is not a function")
 
 
 def _check_reward_names(config: ExperimentConfig) -> None:

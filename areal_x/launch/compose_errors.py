@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from areal_x.api.errors import ConfigError
-from areal_x.launch.config_files import config_groups, config_names, configs_dir
+from areal_x.launch.config_files import config_groups, config_names, configs_dir, preset_package
 from areal_x.launch.schema import check_key, line_of_key, nearest
 
 __all__ = ["explain"]
@@ -60,10 +60,10 @@ def _location(text: str, key: str, source: Path) -> str:
     if in_file is None:
         return ""
     name = in_file.group(1)
-    package = name.rpartition("/")[0]
+    is_preset = "/" in name
     for path in (source.parent / f"{name}.yaml", configs_dir() / f"{name}.yaml"):
         if path.is_file():
-            line = line_of_key(path, key, package)
+            line = line_of_key(path, key, preset_package(path) if is_preset else "")
             return f"{path}:{line}: " if line else f"{path}: "
     return ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from areal_x.api.errors import ConfigError
 from areal_x.launch.schema import nearest
 
-__all__ = ["config_groups", "config_header", "config_names", "configs_dir", "find_config"]
+__all__ = ["config_groups", "config_header", "config_names", "configs_dir", "find_config", "preset_package"]
 
 
 def configs_dir() -> Path:
@@ -58,3 +58,15 @@ def config_header(path: Path) -> str:
             break
         lines.append(line.lstrip("#").strip())
     return "\n".join(line for line in lines if not line.startswith("@package"))
+
+
+def preset_package(path: Path) -> str:
+    """The section that a preset's keys belong to: what its ``# @package`` line says (empty for the whole
+    configuration), else its folder's name."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = line.lstrip("# ").split()
+        if not line.startswith("#"):
+            break
+        if words[:1] == ["@package"] and len(words) == 2:
+            return "" if words[1] == "_global_" else words[1]
+    return path.parent.name

@@ -17,10 +17,14 @@ from areal_x.launch.schema import entry_of_key
 __all__ = ["OPTION_OWNERS", "drop_inherited_options"]
 
 OPTION_OWNERS: dict[str, dict[str, Any]] = {
+    "algorithm.advantage": {"algorithm.advantage_kwargs": {}},
+    "algorithm.correction": {"algorithm.correction_kwargs": {}},
+    "algorithm.policy_loss": {"algorithm.policy_loss_kwargs": {}},
     "data.path": {"data.kwargs": {}},
     "reward.post_process": {"reward.post_process_kwargs": {}},
     "reward.fn": {"reward.kwargs": {}, "reward.rewards": {}, "reward.group": None},
     "reward.rewards": {"reward.fn": None, "reward.kwargs": {}, "reward.group": None},
+    "rollout.filter": {"rollout.filter_kwargs": {}},
     "workflow.path": {"workflow.kwargs": {}},
 }
 """Key that names something, and its options with what they are when nobody gave them."""

@@ -85,8 +85,8 @@ class PostProcessor:
             raw[scored], processed[scored] = self._call_hook(self.hook, group)
         processed = processed * self.config.scale + self.config.bias
         overlong = self.config.overlong
-        if overlong.buffer_tokens:
-            bounds = self.max_tokens, overlong.buffer_tokens, overlong.penalty
+        if buffer := overlong.buffer_of(self.max_tokens):
+            bounds = self.max_tokens, buffer, overlong.penalty
             processed += [overlong_penalty(longest_turn(trajectory), *bounds) for trajectory in group.trajectories]
         if self.config.clip is not None:
             lowest, highest = self.config.clip

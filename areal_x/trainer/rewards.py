@@ -25,6 +25,7 @@ __all__ = [
     "build_reward",
     "check_group_size",
     "check_items",
+    "make_pool",
     "make_post_process",
     "start_reward",
 ]
@@ -60,8 +61,22 @@ def build_reward(
     return RewardSet(members, reward.reward_key)
 
 
+def make_pool(config: ExperimentConfig, stack: AsyncExitStack) -> ProcessPool:
+    """The run's process pool for synchronous rewards; closed by ``stack``."""
+    pool = ProcessPool(
+        num_workers=config.reward.num_workers,
+        memory_limit_bytes=int(config.reward.memory_limit_gib * 2**30),
+    )
+    stack.push_async_callback(pool.close)
+    return pool
+
+
 async def start_reward(
-    config: ExperimentConfig, items: Items, stack: AsyncExitStack, given: Callable[..., Any] | None = None
+    config: ExperimentConfig,
+    items: Items,
+    pool: ProcessPool,
+    stack: AsyncExitStack,
+    given: Callable[..., Any] | None = None,
 ) -> Reward:
     """The run's reward on the run's process pool, its modules imported before any deadline runs; closed by ``stack``.
 
@@ -72,11 +87,6 @@ async def start_reward(
         ConfigError: the reward cannot be built or started.
         DataError: the columns of ``items`` do not fit it.
     """
-    pool = ProcessPool(
-        num_workers=config.reward.num_workers,
-        memory_limit_bytes=int(config.reward.memory_limit_gib * 2**30),
-    )
-    stack.push_async_callback(pool.close)
     reward = build_reward(config.reward, items.name, pool, given)
     check_items(reward, items, config.data.prompt_key)
     stack.push_async_callback(reward.close)
@@ -112,7 +122,8 @@ def make_post_process(config: ExperimentConfig) -> Callable[[TrajectoryGroup], N
         ConfigError: ``reward.post_process`` is no function.
     """
     reward = config.reward
-    shapes = (reward.scale, reward.bias, reward.overlong.buffer_tokens, reward.clip, reward.post_process)
+    buffer = reward.overlong.buffer_of(config.rollout.sampling.max_new_tokens)
+    shapes = (reward.scale, reward.bias, buffer, reward.clip, reward.post_process)
     if shapes == (1.0, 0.0, 0, None, None):
         return None
     hook = None if reward.post_process is None else _load_hook(reward.post_process, reward.post_process_kwargs)

@@ -102,7 +102,6 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("algorithm.baseline", "group_men", "did you mean group_mean?"),
         ("algorithm.scale_by", "std", "must be one of batch_std, group_std, none"),
         ("workflow.path", "flow.py:Mine", "no such file: flow.py"),
-        ("algorithm.name", "gpro", "did you mean grpo?"),
         ("algorithm.clip_low", 1.5, "from 0 to 1"),
         ("algorithm.kl_coefficient", -0.1, "must be 0 or more"),
         ("algorithm.num_mini_batches", 33, "a step has only 32 groups"),
