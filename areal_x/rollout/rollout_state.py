@@ -13,8 +13,10 @@ is written once and shared again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -85,7 +87,9 @@ class RolloutSnapshot:
             "num_accepted_groups": state.num_accepted_groups,
             "num_redraws": state.num_redraws,
             "holes": sorted(state.holes),
-            "counts": dataclasses.asdict(state.counts),
+            "counts": {
+                one.name: copy.copy(getattr(state.counts, one.name)) for one in dataclasses.fields(state.counts)
+            },
             "open_groups": [_group_record(pending, table) for pending in state.open_groups],
             "ready": [_ready_record(ready, table) for ready in sorted(state.ready)],
         }
@@ -103,7 +107,10 @@ class RolloutSnapshot:
         Raises:
             OSError: they cannot be written.
         """
-        text = json.dumps(self.record, default=_plain)
+        try:
+            text = json.dumps(self.record)
+        except TypeError:
+            text = json.dumps(_plain(self.record))
         (folder / _RECORDS).write_text(text, encoding="utf-8", errors="backslashreplace")
         with (folder / _ARRAYS).open("wb") as file:
             np.savez(file, allow_pickle=False, **self.arrays)
@@ -133,7 +140,7 @@ def read_rollout_state(folder: Path, item_of: Callable[[int], Mapping[str, Any]]
             ready=ready,
             holes=[int(group_id) for group_id in record["holes"]],
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{folder}: the state of the rollouts cannot be read: {error}") from error
 
 
@@ -198,9 +205,13 @@ def _ready_record(ready: ReadyGroup, table: _Table) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """What a reward or workflow has put into metadata, as JSON can hold it."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return list(value) if isinstance(value, set | frozenset) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _read_trajectories(record: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> list[Trajectory]:
