@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from areal_x.rollout.arithmetic import arithmetic_items
 from areal_x.rollout.data_files import read_rows
 from areal_x.rollout.hub import find_held_out_split, read_hub_rows
 
-__all__ = ["DATA_SETS", "DatasetFactory", "Items", "Located", "dataset_name", "load_dataset_items", "read_split"]
+__all__ = [
+    "DATA_SETS",
+    "DatasetFactory",
+    "Items",
+    "Located",
+    "dataset_name",
+    "load_dataset_items",
+    "load_evaluation_items",
+    "read_split",
+]
 
 Row = dict[str, Any]
 DatasetFactory = Callable[..., Iterable[Row]]
@@ -90,6 +99,17 @@ def load_dataset_items(data: DataConfig, split: str = "train", *, columns: Seque
     if not rows and source:
         raise DataError(f"{source}: holds no items")
     return Items(rows, dataset_name(data), source)
+
+
+def load_evaluation_items(data: DataConfig) -> Items:
+    """Load and check a data set that is only measured: all of a file, the held-out items of one that is made, or
+    ``split`` of one of the hub.
+
+    Raises:
+        DataError, ConfigError: as ``load_dataset_items``.
+    """
+    is_of_hub = data.path not in DATA_SETS and not _is_factory(data.path) and not names_a_file(data.path)
+    return load_dataset_items(replace(data, eval_path=data.path), "train" if is_of_hub else "eval")
 
 
 Located = Iterable[tuple[str, Row]]

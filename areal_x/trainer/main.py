@@ -13,10 +13,11 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from areal_x.api.config import ExperimentConfig
+from areal_x.trainer.evaluation_session import run_evaluation
 from areal_x.trainer.given import Given
-from areal_x.trainer.other_sessions import run_evaluation, run_supervised
 from areal_x.trainer.reward_model_training import run_reward_training
 from areal_x.trainer.session import run_training
+from areal_x.trainer.supervised_session import run_supervised
 
 __all__ = ["INTERRUPTED", "SESSIONS", "first_cause", "leave_at_once", "run_session"]
 

@@ -35,14 +35,15 @@ def choose_rows(rewards: Sequence[float], count: int, seed: int) -> list[int]:
 
 def sample_records(
     groups: Sequence[TrajectoryGroup],
-    advantages_S: FloatArray,
+    advantages_S: FloatArray | None,
     decode_tokens: Callable[[IntArray], list[str]],
     *,
     step: int,
     version: int,
     count: int,
 ) -> list[dict[str, Any]]:
-    """Records of the chosen samples of one step; ``advantages_S`` are in the order of the groups' trajectories."""
+    """Records of the chosen samples of one step; ``advantages_S`` are in the order of the groups' trajectories;
+    ``None``: nothing was trained."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     rewards = [float(reward) for group in groups for reward in group.rewards]
     return [
@@ -52,7 +53,7 @@ def sample_records(
             step=step,
             version=version,
             reward=None if math.isnan(rewards[row]) else rewards[row],
-            advantage=float(advantages_S[row]),
+            advantage=None if advantages_S is None else float(advantages_S[row]),
         )
         for row in choose_rows(rewards, count, seed=step)
     ]

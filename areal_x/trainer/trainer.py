@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import Critic, InferenceEngine, TrainEngine, WeightSync
 from areal_x.api.records import TrajectoryGroup
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.trainer.checkpointer import Checkpointer
+from areal_x.trainer.evaluations import Evaluations
 from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.policy_step import PolicyStep, StepOutcome
 from areal_x.trainer.reward_models import RewardModels
@@ -50,7 +50,7 @@ class Trainer:
     Args:
         thread: where the train engine works.
         reporter: told of each finished step.
-        evaluate: ``await evaluate(step, version)`` measures the policy as it is served now and reports its metrics.
+        evaluations: measure the policy after some steps.
         reward_models: what scores the groups beside the rule rewards, if anything.
         nonfinite: watches for steps whose numbers are not finite, if anything does.
         critic: the value model, where advantages need one.
@@ -68,7 +68,7 @@ class Trainer:
         weight_sync: WeightSync,
         thread: TrainerThread,
         reporter: StepReporter,
-        evaluate: Callable[[int, int], Awaitable[dict[str, float]]],
+        evaluations: Evaluations,
         reward_models: RewardModels | None = None,
         critic: Critic | None = None,
         nonfinite: NonFiniteSteps | None = None,
@@ -82,7 +82,7 @@ class Trainer:
         self.weight_sync = weight_sync
         self.thread = thread
         self.reporter = reporter
-        self.evaluate = evaluate
+        self.evaluations = evaluations
         self.reward_models = reward_models
         self.checkpointer = checkpointer
         self.steps_done = steps_done
@@ -90,6 +90,8 @@ class Trainer:
         self.policy_step = PolicyStep(config, train_engine, critic, nonfinite)
         self._unreported: FinishedStep | None = None
         self._update_seconds: dict[str, float] = {}
+        self._staging = asyncio.Lock()
+        self._is_publication_held = False
 
     async def run(self) -> None:
         """Train ``train.total_steps`` steps; the weights of the last one are live when this returns."""
@@ -107,20 +109,21 @@ class Trainer:
                 if self.reward_models is not None and not self._is_colocated:
                     await self.reward_models.prefetch()
                 finished = await self._train_step(step, group)
-                await publishing
+                if not self._is_publication_held:  # Else these weights take the place of those that wait.
+                    await publishing
                 self.train_engine.version += 1
                 await self._stage(self.train_engine.version)
-                publishing = group.create_task(self._publish(self.train_engine.version), name="publish")
+                if not self._is_publication_held:
+                    self._is_publication_held = self.evaluations.hold_weights
+                    publishing = group.create_task(self._publish(), name="publish")
                 if self._is_colocated:
                     await publishing
                 self._unreported = finished
                 await self._keep(step, group)
-                if self._is_evaluation_due(step):
+                if self.evaluations.is_due(step):
                     self._report()
                     await publishing
-                    before = await self._busy_totals()
-                    await self.evaluate(step, self.train_engine.version)
-                    self._clock.exclude(before, await self._busy_totals())
+                    await self._begin_evaluation(step, group)
 
             if self.checkpointer is not None:
                 await self.checkpointer.finish()
@@ -203,16 +206,32 @@ class Trainer:
         await self.engine.sleep()
         self.reporter.add_span("weights", "engine goes to sleep", started, time.monotonic())
 
+    async def _begin_evaluation(self, step: int, group: asyncio.TaskGroup) -> None:
+        """Evaluate the live weights while training goes on, or before it does."""
+        before = await self._busy_totals()
+        await self.evaluations.begin(step, self.train_engine.version, group)
+        if self.evaluations.between_steps:
+            self._clock.exclude(before, await self._busy_totals())
+
     async def _stage(self, version: int) -> None:
         started = time.monotonic()
-        await self.weight_sync.stage(version)
+        async with self._staging:
+            await self.weight_sync.stage(version)
         self._update_seconds["perf/stage_seconds"] = time.monotonic() - started
 
-    async def _publish(self, version: int) -> None:
-        """Serve the staged weights, while the next step trains; then the places of the step before are free."""
-        started = time.monotonic()
-        await self.weight_sync.publish(version)
-        ended = time.monotonic()
+    async def _publish(self) -> None:
+        """Serve the staged weights, while the next step trains; then the places of the step before are free.
+
+        While an evaluation measures what is live they wait, and newer ones may be staged in their place.
+        """
+        waiting_since = time.monotonic()
+        await self.evaluations.weights_may_change()
+        async with self._staging:
+            self._is_publication_held = False
+            version, started = self.train_engine.version, time.monotonic()
+            await self.weight_sync.publish(version)
+            ended = time.monotonic()
+        self._update_seconds["perf/held_seconds"] = started - waiting_since
         self._update_seconds["perf/publish_seconds"] = ended - started
         self.reporter.add_span("weights", f"version {version}", started, ended)
         self.executor.on_published(version)
@@ -229,7 +248,3 @@ class Trainer:
         if self._unreported is not None:
             self.reporter.report(self._unreported)
             self._unreported = None
-
-    def _is_evaluation_due(self, step: int) -> bool:
-        every = self.config.evaluation.every_steps
-        return every > 0 and step % every == 0 and step < self.config.train.total_steps

@@ -1,0 +1,62 @@
+"""The held-out data sets of an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from areal_x.api.checkpoint_config import EvaluationSetConfig
+from areal_x.api.config import ExperimentConfig
+from areal_x.api.errors import DataError
+from areal_x.api.evaluation_checks import filled_set
+from areal_x.rollout.dataset import Items, load_dataset_items, load_evaluation_items
+
+__all__ = ["HeldOut", "load_held_out"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One data set of an evaluation. ``settings`` leave nothing open."""
+
+    name: str
+    """In metrics."""
+    key: str
+    """Where it is configured."""
+    items: Items
+    settings: EvaluationSetConfig
+
+
+def load_held_out(config: ExperimentConfig) -> list[HeldOut]:
+    """Read ``evaluation.sets``, or the held-out data of ``data``; there may be none.
+
+    Raises:
+        DataError: as ``load_dataset_items``; a set holds no items.
+    """
+    if not config.evaluation.sets:
+        settings = filled_set(config)
+        items = _first(load_dataset_items(config.data, "eval"), settings.limit)
+        return [HeldOut(items.name, "evaluation", items, settings)] if items else []
+    found = []
+    for name, given in config.evaluation.sets.items():
+        key, settings = f"evaluation.sets.{name}", filled_set(config, given)
+        assert settings.prompt_key is not None
+        data = dataclasses.replace(
+            config.data,
+            path=settings.path,
+            name=settings.data_name,
+            split=settings.split,
+            subset=settings.subset,
+            prompt_key=settings.prompt_key,
+            limit=settings.limit,
+            kwargs=settings.kwargs,
+        )
+        try:
+            items = _first(load_evaluation_items(data), settings.limit)
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
+        found.append(HeldOut(name, key, items, settings))
+    return found
+
+
+def _first(items: Items, limit: int | None) -> Items:
+    return dataclasses.replace(items, rows=items.rows[:limit])
