@@ -56,14 +56,17 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_the_whole_matrix_never_exists() -> None:
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_the_whole_matrix_never_exists(entropy_gradient: bool) -> None:
     """2,000 targets, 4,000 words: only chunks of 64 rows, and the weight's own gradient, are ever made."""
     hidden = torch.randn(2000, 8, requires_grad=True)
     weight = torch.randn(4000, 8, requires_grad=True)
     targets = torch.randint(0, 4000, (2000,))
     with LargestTensor() as largest:
-        logprobs, _ = chunked_logprobs(hidden, weight, targets, chunk_tokens=64)
-        logprobs.sum().backward()
+        logprobs, entropy = chunked_logprobs(
+            hidden, weight, targets, chunk_tokens=64, entropy_gradient=entropy_gradient
+        )
+        (logprobs + entropy).sum().backward()
     assert largest.elements <= 64 * 4000
     with LargestTensor() as whole:
         plain(hidden, weight, None, targets, 1.0)
@@ -119,6 +122,40 @@ def test_logits_that_are_scaled_or_capped(name: str, temperature: float) -> None
     inputs = (hidden, weight, bias)
     for mine, other in zip(
         torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_entropies_with_gradient(name: str) -> None:
+    """Both outputs through finite differences, and against the plain formula with other gradients from above."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 6, dtype=torch.float64, generator=generator) for size in (7, 11))
+    bias = torch.randn(11, dtype=torch.float64, generator=generator)
+    inputs = tuple(value.requires_grad_() for value in (hidden, weight, bias))
+    targets = torch.randint(0, 11, (7,), generator=generator)
+
+    def both(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return chunked_logprobs(
+            *values[:2],
+            targets,
+            bias=values[2],
+            transform=TRANSFORMS[name],
+            temperature=0.7,
+            chunk_tokens=3,
+            entropy_gradient=True,
+        )
+
+    assert torch.autograd.gradcheck(both, inputs)
+    _, entropy = both(*inputs)
+    logits = torch.nn.functional.linear(hidden, weight, bias) * TRANSFORMS[name].scale
+    if (cap := TRANSFORMS[name].soft_cap) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    every = torch.log_softmax(logits / 0.7, -1)
+    expected = -(every.exp() * every).sum(-1)
+    upstream = torch.randn(7, dtype=torch.float64, generator=generator)
+    for mine, other in zip(
+        torch.autograd.grad(entropy, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
 

@@ -75,7 +75,7 @@ def sapo(tokens: LossTokens, *, tau_pos: float = 1.0, tau_neg: float = 1.05) -> 
 
     The gradient is that of r A times 4 p (1 - p), p the sigmoid: 1 at r = 1, and less the farther r is from it.
     """
-    tau = torch.where(tokens.advantages > 0, tau_pos, tau_neg)
+    tau = torch.full_like(tokens.advantages, tau_neg).masked_fill_(tokens.advantages > 0, tau_pos)
     gate = torch.sigmoid(tau * (tokens.ratio - 1.0))
     own = gate.detach()
     return TokenLoss(-(4.0 / tau * tokens.advantages) * gate, {"soft_gate_mean": 4.0 * own * (1.0 - own)})
