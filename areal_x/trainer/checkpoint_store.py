@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from areal_x.trainer.checkpoint_files import (
     write_manifest,
 )
 
-__all__ = ["CHECKPOINTS", "EXPORT", "PARTIAL", "CheckpointStore"]
+__all__ = ["CHECKPOINTS", "EXPORT", "PARTIAL", "CheckpointStore", "best_steps", "kept_steps"]
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run."""
@@ -64,6 +65,7 @@ class CheckpointStore:
         self._identity = None if identity is None else dict(identity)
         self._write_files = write_files
         self._lock = threading.RLock()
+        self._known_values: dict[int, float] | None = None
 
     def begin(self, step: int) -> Path:
         """An empty directory to write the checkpoint of ``step`` into.
@@ -166,39 +168,25 @@ class CheckpointStore:
 
     def record_metric(self, step: int, value: float) -> None:
         """``checkpoint.best_metric`` of the weights after ``step`` is ``value``; before or after their checkpoint is
-        written. What is not finite is not recorded.
-
-        Raises:
-            CheckpointError: it cannot be written down.
+        written. What is not finite is not recorded; on a full disk it is written down with the next one.
         """
         if not math.isfinite(value):
             return
         with self._lock:
-            try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._write_values(self._values() | {step: value})
-            except OSError as error:
-                raise CheckpointError(f"checkpoints {self.directory}: {described(error)}") from error
+            self._write_values(self._values() | {step: value})
             self._prune()
 
     def best_steps(self) -> list[int]:
-        """Steps of the checkpoints that are kept as the best, best first; of equal ones the newer."""
-        if self._config.best_metric is None:
-            return []
-        sign = 1.0 if self._config.best_is == "highest" else -1.0
-        there = set(self.steps())
-        ranked = sorted(((sign * value, step) for step, value in self._values().items() if step in there), reverse=True)
-        return [step for _, step in ranked[: self._config.keep_best]]
+        """Steps of the checkpoints that are kept as the best, best first."""
+        return best_steps(self.steps(), self._values(), self._config)
 
     def _path(self, step: int, suffix: str = "") -> Path:
         return self.directory / f"step_{step:06d}{suffix}"
 
     def _prune(self) -> None:
         steps = self.steps()
-        kept = {*steps[len(steps) - self._config.keep_last :], *steps[-1:], *self.best_steps()}
-        for step in steps:
-            if step not in kept:
-                self._remove(self._path(step))
+        for step in set(steps) - kept_steps(steps, self._values(), self._config):
+            self._remove(self._path(step))
 
     def _remove(self, path: Path) -> None:
         """Delete a checkpoint; should this process end in the middle, ``remove_partials`` goes on."""
@@ -209,14 +197,33 @@ class CheckpointStore:
         shutil.rmtree(path.with_name(path.name + EXPORT), ignore_errors=True)
 
     def _values(self) -> dict[int, float]:
-        try:
-            found = read_json(self.directory / _METRICS)
-            return {int(step): float(value) for step, value in found.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, AttributeError):
-            # Written atomically, so somebody else has changed it; the best are then found anew.
-            return {}
+        if self._known_values is None:
+            try:
+                found = read_json(self.directory / _METRICS)
+                self._known_values = {int(step): float(value) for step, value in found.items()}
+            except (OSError, ValueError, TypeError, AttributeError):
+                # There is none yet; or, as it is written atomically, somebody has changed it: the best are found anew.
+                self._known_values = {}
+        return self._known_values
 
     def _write_values(self, values: Mapping[int, float]) -> None:
-        write_json_atomically(self.directory / _METRICS, {str(step): value for step, value in sorted(values.items())})
+        self._known_values = dict(values)
+        with suppress(OSError):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            by_name = {str(step): value for step, value in sorted(values.items())}
+            write_json_atomically(self.directory / _METRICS, by_name)
+
+
+def best_steps(steps: Sequence[int], values: Mapping[int, float], config: CheckpointConfig) -> list[int]:
+    """The ``keep_best`` best of those ``steps`` that were measured, best first; of equal ones the newer."""
+    if config.best_metric is None:
+        return []
+    sign = 1.0 if config.best_is == "highest" else -1.0
+    ranked = sorted(((sign * values[step], step) for step in steps if step in values), reverse=True)
+    return [step for _, step in ranked[: config.keep_best]]
+
+
+def kept_steps(steps: Sequence[int], values: Mapping[int, float], config: CheckpointConfig) -> set[int]:
+    """Which of ``steps``, in order, are kept: the newest, the last ``keep_last`` of them, and the best."""
+    first_kept = max(0, len(steps) - max(1, config.keep_last))
+    return {*steps[first_kept:], *best_steps(steps, values, config)}
