@@ -231,6 +231,9 @@ def test_several_rewards_do_not_go_with_everything(
 def test_a_group_of_one_needs_a_baseline_of_the_batch(config: ExperimentConfig) -> None:
     config.rollout.group_size = 1
     config.algorithm.baseline = "batch_mean"
+    with pytest.raises(ConfigError, match=r"rollout\.group_size=1: algorithm\.scale_by=group_std compares samples"):
+        check_config(config)
+    config.algorithm.scale_by = "batch_std"
     check_config(config)
     assert config.groups_per_part == config.groups_per_step
 
