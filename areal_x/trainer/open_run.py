@@ -37,6 +37,19 @@ class Run:
     resumed: Resumption | None = None
     """Where it goes on; ``None``: it begins anew."""
 
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run that goes on here; 0 of a new one."""
+        return 0 if self.resumed is None else self.resumed.step
+
+    def needs_evaluation(self) -> bool:
+        """Whether the weights that the run begins or goes on with are still to be measured."""
+        if self.resumed is None:
+            return True
+        every, step = self.config.evaluation.every_steps, self.resumed.step
+        is_due = step >= self.config.train.total_steps or (every > 0 and step % every == 0)
+        return is_due and not self.resumed.has_evaluation()
+
     def add_rollout_span(self, lane: str, start: float, end: float) -> None:
         """Report what an episode did; the episode as a whole would only repeat its parts."""
         if lane != "episode":
