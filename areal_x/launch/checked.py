@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
@@ -19,6 +20,7 @@ from areal_x.launch.trainer_environment import check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 from areal_x.rollout.filters import load_group_filter
 from areal_x.rollout.preferences import check_first_pair
+from areal_x.trainer.checkpoint_files import is_checkpoint
 
 __all__ = ["checked_config", "dry_run"]
 
@@ -52,6 +54,8 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         check_trainer_environment(config)
         return config
     config = compose_config(source, overrides)
+    if command != "eval":
+        _export_checkpoint(config)
     if command == "sft":
         config.sft.enabled = True
     check_config(config)
@@ -70,6 +74,19 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     if command != "eval":
         check_trainer_environment(config)
     return config
+
+
+def _export_checkpoint(config: ExperimentConfig) -> None:
+    """Let ``model.path`` name a checkpoint to begin with: its policy is written beside it as a model, once.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
+    path = config.model.path
+    if path is not None and is_checkpoint(Path(path)):
+        from areal_x.trainer.exports import exported_model
+
+        config.model.path = str(exported_model(path, trust_remote_code=config.model.trust_remote_code))
 
 
 def _check_keys_of_preferences(overrides: Sequence[str]) -> None:

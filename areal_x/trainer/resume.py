@@ -26,6 +26,7 @@ from areal_x.observe.file_positions import cut_back as cut_files
 from areal_x.observe.redaction import redact_yaml
 from areal_x.observe.run_files import read_lines
 from areal_x.trainer.checkpoint_files import Checkpoint, is_checkpoint
+from areal_x.trainer.checkpoint_identity import run_identity
 from areal_x.trainer.checkpoint_store import CHECKPOINTS, CheckpointStore
 from areal_x.trainer.run_directory import numbered_directories
 
@@ -116,7 +117,13 @@ def plain_config(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _store(directory: Path, config: ExperimentConfig) -> CheckpointStore:
-    return CheckpointStore(directory / CHECKPOINTS, config.checkpoint)
+    return CheckpointStore(directory / CHECKPOINTS, config.checkpoint, _identity(directory, config))
+
+
+def _identity(directory: Path, config: ExperimentConfig) -> dict[str, str] | None:
+    """What the run's models are; ``None`` where the model that it made for itself is gone."""
+    model_path = config.model.path or directory / INITIAL_MODEL
+    return None if isinstance(model_path, Path) and not model_path.is_dir() else run_identity(config, model_path)
 
 
 def _newest(directory: Path, config: ExperimentConfig) -> Checkpoint | None:

@@ -97,7 +97,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         if resumed is not None or engines.needs_first_weights(config):
             await models.weight_sync.stage(train_engine.version)
             await models.weight_sync.publish(train_engine.version)
-        store = make_store(run)
+        store = await run.thread.call(make_store, run, models.path)
         sets = make_evaluation_sets(config, run.data.held_out, rewards.evaluation, models.tokenizer, given)
         evaluator = make_evaluator(run, models.engine, sets, models.reward_models, record_best(run, store))
         if run.needs_evaluation():

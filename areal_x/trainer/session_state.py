@@ -12,6 +12,7 @@ from areal_x.rollout.data_stream import DataStream
 from areal_x.rollout.executor import RolloutExecutor
 from areal_x.rollout.rollout_state import RolloutState, read_rollout_state
 from areal_x.trainer import roles
+from areal_x.trainer.checkpoint_identity import run_identity
 from areal_x.trainer.checkpoint_store import CHECKPOINTS, CheckpointStore
 from areal_x.trainer.checkpointer import ROLLOUT, Checkpointed, Checkpointer
 from areal_x.trainer.exports import write_export, write_model_files
@@ -84,9 +85,10 @@ def start_rollouts(run: Run, stream: DataStream) -> RolloutState | None:
     return state
 
 
-def make_store(run: Run) -> CheckpointStore:
-    """The checkpoints of a run."""
-    return CheckpointStore(run.directory / CHECKPOINTS, run.config.checkpoint)
+def make_store(run: Run, model_path: str) -> CheckpointStore:
+    """The checkpoints of a run whose policy began as the model at ``model_path``."""
+    identity = run_identity(run.config, model_path)
+    return CheckpointStore(run.directory / CHECKPOINTS, run.config.checkpoint, identity)
 
 
 def record_best(run: Run, store: CheckpointStore) -> Callable[[int, Mapping[str, float]], None]:
