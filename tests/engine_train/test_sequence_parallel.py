@@ -33,18 +33,33 @@ def ranks() -> Iterator[LocalRanks]:
         group.close()
 
 
+OF_SEQUENCES = {"policy_loss": "gspo", "aggregation": "sequence", "correction": "sequence_mask"}
+
+
 @pytest.mark.parametrize(
-    ("architecture", "budget", "completion"),
-    [("qwen3", 16384, (1, 20)), ("qwen3", 60, (40, 90)), ("qwen3-sliding", 100, (1, 20)), ("gemma2", 8, (1, 20))],
+    ("architecture", "budget", "completion", "algorithm"),
+    [
+        ("qwen3", 16384, (1, 20), {}),
+        ("qwen3", 60, (40, 90), {}),
+        ("qwen3-sliding", 100, (1, 20), {}),
+        ("gemma2", 8, (1, 20), {}),
+        ("qwen3", 100, (1, 20), OF_SEQUENCES | {"correction_kwargs": {"ratio": "geometric", "high": 1.5}}),
+        ("qwen3", 8, (40, 90), OF_SEQUENCES | {"entropy_coefficient": 0.1}),
+    ],
 )
 def test_two_ranks_that_share_rows_give_the_gradients_of_one(
-    ranks: LocalRanks, make_model, make_batch, architecture: str, budget: int, completion: tuple[int, int]
+    ranks: LocalRanks, make_model, make_batch, architecture: str, budget: int, completion: tuple[int, int], algorithm
 ) -> None:
-    """Grouped heads (4 over 2), shared prefixes as trees and apart, windows, caps, rows that 2 does not divide."""
+    """Grouped heads (4 over 2), shared prefixes as trees and apart, windows, caps, rows that 2 does not divide; sums
+    over sequences that lie on both ranks."""
     path = make_model(architecture)
     batch = make_batch([1, 3, 4, 2, 5], completion=completion)
+    if algorithm:
+        batch.proximal = batch.logprobs + 0.1 * np.random.default_rng(0).standard_normal(len(batch.logprobs)).astype(
+            "f"
+        )
     train = TrainConfig(micro_batch_tokens=budget, logprob_chunk_tokens=7)
-    arguments = {"model_path": path, "algorithm": AlgorithmConfig(), "model": ModelConfig(device="cpu")}
+    arguments = {"model_path": path, "algorithm": AlgorithmConfig(**algorithm), "model": ModelConfig(device="cpu")}
     alone = FSDPEngine(**arguments, train=train, temperature=0.8)
     alone.accumulate(batch)
     totals = alone.updates.totals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from rank_probes import measured_policy
 from transformers import AutoModelForCausalLM, BloomConfig, Qwen3Config
 
-from areal_x.api.config import AlgorithmConfig, ModelConfig, TrainConfig
+from areal_x.api.config import AlgorithmConfig, LoraConfig, ModelConfig, TrainConfig
 from areal_x.api.engine_api import TrainEngine
 from areal_x.api.errors import ConfigError, EngineError
 from areal_x.engine.ranks.local_ranks import LocalRanks
@@ -23,7 +24,17 @@ from areal_x.engine.train.ranked_engine import RankedTrainEngine
 HUB_NAME = "someone/tiny"
 SAME_ON_ANY_NUMBER_OF_RANKS = (
     "loss",
+    "policy_loss",
     "grad_norm",
+    "sequence_ratio_mean",
+    "sequence_ratio_max",
+    "behaviour_masked_fraction",
+    "behaviour_second_moment",
+    "stale_fraction",
+    "stale_weight_mean",
+    "mismatch_mean",
+    "mismatch_max",
+    "own_mean",
     "reference_kl",
     "entropy",
     "ratio_mean",
@@ -34,6 +45,15 @@ SAME_ON_ANY_NUMBER_OF_RANKS = (
     "skipped_steps",
     "learning_rate",
 )
+
+
+OWN_LOSS = """
+from areal_x.engine.train.objective.tokens import TokenLoss
+
+def loss(tokens):
+    mean = tokens.sequence_mean(tokens.logprobs)
+    return TokenLoss(-tokens.advantages * tokens.logprobs - 0.1 * mean * tokens.logprobs, {"own_mean": mean})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +110,36 @@ def assert_same_metrics(found: dict[str, float], expected: dict[str, float], tol
         ("qwen3-sliding", False, AlgorithmConfig(num_mini_batches=3), {"weight_decay": 0.1}),
         ("llama", False, AlgorithmConfig(), {"gradient_checkpointing": True}),
         ("gemma2", True, AlgorithmConfig(kl_coefficient=0.1, num_mini_batches=2), {"max_grad_norm": 0.1}),
+        ("qwen3", True, AlgorithmConfig(policy_loss="gspo", aggregation="sequence", num_epochs=2), {}),
+        ("qwen3", True, AlgorithmConfig(correction="m2po", entropy_coefficient=0.05), {}),
+        (
+            "llama",
+            True,
+            AlgorithmConfig(aggregation="constant", loss_length=7, correction="sequence_mask", policy_loss="OWN"),
+            {},
+        ),
+        (
+            "qwen3",
+            True,
+            AlgorithmConfig(kl_coefficient=0.1, kl_estimator="k2", num_mini_batches=2, num_epochs=2),
+            {"lora": LoraConfig(rank=2)},
+        ),
     ],
 )
 def test_two_ranks_are_one(
-    ranks: LocalRanks, make_model, make_batch, architecture: str, tied: bool, algorithm: AlgorithmConfig, train: dict
+    ranks: LocalRanks,
+    make_model,
+    make_batch,
+    tmp_path: Path,
+    architecture: str,
+    tied: bool,
+    algorithm: AlgorithmConfig,
+    train: dict,
 ) -> None:
     path = make_model(architecture, tied)
+    if algorithm.policy_loss == "OWN":
+        (tmp_path / "own_loss.py").write_text(OWN_LOSS)
+        algorithm = dataclasses.replace(algorithm, policy_loss=f"{tmp_path}/own_loss.py:loss")
     one, two = (
         FSDPEngine(*settings(path, algorithm, **train)),
         RankedTrainEngine(ranks, *settings(path, algorithm, **train)),
@@ -104,6 +148,8 @@ def test_two_ranks_are_one(
     assert difference(one, two) == 0
     for seed, groups in enumerate(([4, 3, 1, 5], [1, 7], [2, 2, 2])):
         batch = make_batch(groups, seed=seed)
+        batch.versions = np.arange(len(batch.input_ids), dtype=np.int32) % 3
+        one.version = two.version = 2
         assert_same_metrics(two.train_step(batch), one.train_step(batch))
     assert difference(one, two) <= 1e-5
     np.testing.assert_allclose(two.logprobs(batch), one.logprobs(batch), atol=1e-5)
