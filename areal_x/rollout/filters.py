@@ -6,21 +6,18 @@ in ``rollout.filter``; any other name there is a function of the user's. ``rollo
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from areal_x.api.errors import ConfigError
-from areal_x.api.import_paths import is_import_path, load_object
+from areal_x.api.bound_functions import bound_function
 from areal_x.api.records import TrajectoryGroup
 from areal_x.api.reward_records import DEFAULT_REWARD_KEY
 from areal_x.rollout.finish_group import GroupFilter
 
-__all__ = ["BUILT_IN_FILTERS", "NO_VALUE", "SAME_REWARD", "TOO_HIGH", "TOO_LOW", "bind_filter", "load_group_filter"]
+__all__ = ["BUILT_IN_FILTERS", "NO_VALUE", "SAME_REWARD", "TOO_HIGH", "TOO_LOW", "load_group_filter"]
 
 SAME_REWARD = "same_reward"
 """Why ``nonzero_variance`` rejects."""
@@ -83,36 +80,7 @@ def load_group_filter(name: str, kwargs: Mapping[str, Any], key: str) -> GroupFi
     Raises:
         ConfigError: there is none of that name, it is no function, or it does not take the arguments.
     """
-    if name in BUILT_IN_FILTERS:
-        return bind_filter(BUILT_IN_FILTERS[name], kwargs, key)
-    if not is_import_path(name):
-        known = ", ".join(BUILT_IN_FILTERS)
-        raise ConfigError(f"{key}={name!r} is none of {known}; write file.py:NAME for a filter of your own")
-    loaded = load_object(name, key)
-    if not callable(loaded):
-        raise ConfigError(f"{key}={name!r} is not a function")
-    return bind_filter(loaded, kwargs, key)
-
-
-def bind_filter(function: Callable[..., bool | str], kwargs: Mapping[str, Any], key: str) -> GroupFilter:
-    """``function`` as a filter of groups, with ``kwargs`` bound by name.
-
-    Raises:
-        ConfigError: it does not take them.
-    """
-    if not kwargs:
-        return function
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return functools.partial(function, **kwargs)  # A compiled function, which does not tell.
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    unknown = [name for name in kwargs if name not in named]
-    if unknown and not takes_all:
-        valid = f"it takes {', '.join(sorted(named))}" if named else "it takes none"
-        raise ConfigError(f"{key}_kwargs.{unknown[0]}={kwargs[unknown[0]]}: the filter has no such argument; {valid}")
-    return functools.partial(function, **kwargs)
+    return bound_function(key, name, BUILT_IN_FILTERS, kwargs)
 
 
 def _values(group: TrajectoryGroup, key: str | None) -> npt.NDArray[np.float64]:

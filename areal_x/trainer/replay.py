@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from areal_x.api.config import ExperimentConfig
+from areal_x.api.engine_api import TrainEngine
 from areal_x.api.records import BoolArray, TrainBatch
-from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.trainer.nonfinite import nonfinite_inputs
+from areal_x.trainer.roles import make_train_engine
 from areal_x.trainer.skipped_batches import read_skipped, select_sequences
 
 __all__ = ["ReplayedSequence", "replay", "replay_lines"]
@@ -58,23 +59,19 @@ def replay(config: ExperimentConfig, path: Path, model_path: str) -> list[Replay
     """
     batch = read_skipped(path).batch
     # Steps at rate 0 compute loss and gradient, and change nothing.
-    train = dataclasses.replace(config.train, learning_rate=0.0)
-    algorithm = dataclasses.replace(config.algorithm, num_mini_batches=1, num_epochs=1)
-    reference = dataclasses.replace(config.reference, path=config.reference.path or config.model.path or model_path)
-    engine = FSDPEngine(
-        model_path,
-        train,
-        algorithm,
-        config.model,
-        temperature=config.rollout.sampling.temperature,
-        reference=reference,
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, learning_rate=0.0),
+        algorithm=dataclasses.replace(config.algorithm, num_mini_batches=1, num_epochs=1),
+        reference=dataclasses.replace(config.reference, path=config.reference.path or config.model.path or model_path),
     )
+    engine = make_train_engine(config, model_path)
     without_advantages = dataclasses.replace(batch, advantages=np.zeros_like(batch.advantages))
     is_bad = ~np.isfinite(engine.logprobs(without_advantages)) & batch.loss_mask
     return [_replay_one(engine, batch, index, is_bad) for index in range(len(batch))]
 
 
-def _replay_one(engine: FSDPEngine, batch: TrainBatch, index: int, is_bad: BoolArray) -> ReplayedSequence:
+def _replay_one(engine: TrainEngine, batch: TrainBatch, index: int, is_bad: BoolArray) -> ReplayedSequence:
     one = select_sequences(batch, index, index + 1)
     sizes = np.abs(one.advantages[one.loss_mask])
     metrics = {} if nonfinite_inputs(one) is not None else engine.train_step(one)

@@ -20,7 +20,7 @@ from areal_x.engine.servers.text_tokenizer import TextTokenizer
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.rollout.dataset import Items, load_dataset_items
-from areal_x.rollout.filters import bind_filter, load_group_filter
+from areal_x.rollout.filters import load_group_filter
 from areal_x.rollout.finish_group import GroupFilter
 from areal_x.trainer.given import Given
 from areal_x.trainer.held_out import HeldOut, load_held_out
@@ -134,7 +134,7 @@ def load_filter(config: ExperimentConfig, given: Given | None = None) -> GroupFi
     """The filter of complete groups, if any."""
     rollout = config.rollout
     if given is not None and given.group_filter is not None:
-        return bind_filter(given.group_filter, rollout.filter_kwargs, "rollout.filter")
+        return given.group_filter
     if rollout.filter is None:
         return None
     return load_group_filter(rollout.filter, rollout.filter_kwargs, "rollout.filter")

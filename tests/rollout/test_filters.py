@@ -70,10 +70,10 @@ def test_several_rewards_are_known_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "expected"),
     [
-        ("nonzero_varience", {}, "none of nonzero_variance, reward_range"),
-        ("nonzero_variance", {"low": 0}, r"rollout\.filter_kwargs\.low=0: .*it takes key"),
-        ("reward_range", {"lo": 0}, r"filter_kwargs\.lo=0: .*it takes high, inclusive, key, low"),
-        ("mine.py:keep", {"more": 1}, r"filter_kwargs\.more=1: .*it takes share"),
+        ("nonzero_varience", {}, "must be one of nonzero_variance, reward_range"),
+        ("nonzero_variance", {"low": 0}, r"rollout\.filter_kwargs\.low: .*it takes key"),
+        ("reward_range", {"lo": 0}, r"filter_kwargs\.lo: .*it takes high, inclusive, key, low"),
+        ("mine.py:keep", {"more": 1}, r"filter_kwargs\.more: .*it takes share"),
         ("mine.py:nothing", {}, "nothing"),
         ("mine.py:NUMBER", {}, "is not a function"),
     ],
