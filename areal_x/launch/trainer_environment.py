@@ -65,14 +65,18 @@ def _check_memory(config: ExperimentConfig, gpus: list[int]) -> None:
     if facts.num_bytes < _SMALL_BYTES:
         return
     has_adapters = train.lora.rank > 0
+    # Below adapters lies the reference itself. Models of another size are taken for as large as the policy.
+    has_reference = config.uses_reference and not (has_adapters and config.reference.path is None)
     needed = trainer_bytes(
         facts.num_parameters,
         facts.vocab_size,
         train.logprob_chunk_tokens,
-        # Below adapters lies the reference itself.
-        has_reference=config.algorithm.kl_coefficient > 0 and not has_adapters,
+        num_reference_parameters=facts.num_parameters if has_reference else 0,
+        num_critic_parameters=facts.num_parameters if config.uses_critic else 0,
         num_ranks=train.num_ranks,
         has_adapters=has_adapters,
+        moves_reference=config.reference.offload and bool(gpus),
+        moves_critic=config.critic.offload and bool(gpus),
     )
     on_host = not gpus or train.cpu_offload
     check_trainer_memory(config, needed, host_bytes() if on_host else _device_bytes(gpus[0]), on_host)

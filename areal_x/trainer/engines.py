@@ -29,7 +29,13 @@ from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.staging import LiveWeights, RankWeights, WeightSource
 from areal_x.engine.transfer.transport import WeightTransport
 from areal_x.engine.weights import SharedWeights, TensorSpec
-from areal_x.trainer.memory_budget import check_memory_budget, check_reward_model_budget, trainer_bytes
+from areal_x.trainer.memory_budget import (
+    TrainerBytes,
+    check_memory_budget,
+    check_reward_model_budget,
+    trainer_bytes,
+)
+from areal_x.trainer.models_beside import CriticModel
 from areal_x.trainer.reward_models import LoopModel
 from areal_x.trainer.roles import PolicyEngine
 
@@ -44,53 +50,66 @@ __all__ = [
 
 
 def check_device_budget(
-    config: ExperimentConfig, train_engine: PolicyEngine, staging: SharedWeights | WeightTransport
+    config: ExperimentConfig,
+    train_engine: PolicyEngine,
+    staging: SharedWeights | WeightTransport,
+    critic: CriticModel | None = None,
 ) -> None:
     """Whether colocated servers and this trainer fit the GPU that they share.
 
     Raises:
         ConfigError: they do not; with the numbers.
     """
-    facts = train_engine.facts
-    if not config.rollout.colocated or facts.device == "cpu":
+    device = train_engine.facts.device
+    if not config.rollout.colocated or device == "cpu":
         return
-    needed = trainer_bytes(
-        facts.num_parameters,
-        facts.vocabulary_size,
-        config.train.logprob_chunk_tokens,
-        has_reference=facts.num_reference_parameters > 0,
-        has_adapters=config.train.lora.rank > 0,
-        # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
-        staged=2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0,
-    )
-    check_memory_budget(config, needed, torch.cuda.get_device_properties(facts.device).total_memory)
+    # Of ``cuda_ipc``, on the same device; of all other ways that are left here, elsewhere.
+    staged = 2 * staging.num_bytes if isinstance(staging, CudaIpcTransport) else 0
+    needed = _trainer_bytes(config, train_engine, critic, staged)
+    check_memory_budget(config, needed, torch.cuda.get_device_properties(device).total_memory)
 
 
 def check_reward_model_memory(
-    config: ExperimentConfig, train_engine: PolicyEngine, models: Sequence[LoopModel]
+    config: ExperimentConfig,
+    train_engine: PolicyEngine,
+    models: Sequence[LoopModel],
+    critic: CriticModel | None = None,
 ) -> None:
-    """Whether each reward model fits a GPU beside what the policy keeps there.
+    """Whether each reward model fits a GPU beside what the trained models keep there.
 
     Raises:
         ConfigError: one does not; with the numbers.
     """
-    facts, train = train_engine.facts, config.train
+    facts = train_engine.facts
     # The driver of a cluster may have no GPU to ask; its ranks find out when they load.
     if facts.device == "cpu" or not models or not torch.cuda.is_available():
         return
     device = torch.device(facts.device)
-    policy = trainer_bytes(
-        0 if train.cpu_offload else facts.num_parameters // train.num_ranks,
-        facts.vocabulary_size,
-        train.logprob_chunk_tokens,
-        has_reference=facts.num_reference_parameters > 0,
-        has_adapters=train.lora.rank > 0,
-    )
     check_reward_model_budget(
         {model.key: model.config for model in models},
         {m.key: m.files.num_parameters * resolve_dtype(m.config.dtype, device).itemsize for m in models},
-        policy,
+        _trainer_bytes(config, train_engine, critic),
         torch.cuda.get_device_properties(device).total_memory,
+    )
+
+
+def _trainer_bytes(
+    config: ExperimentConfig, train_engine: PolicyEngine, critic: CriticModel | None, staged: int = 0
+) -> TrainerBytes:
+    """What each rank keeps on its device of policy, reference and critic."""
+    facts, train = train_engine.facts, config.train
+    on_device = 0 if train.cpu_offload else 1
+    return trainer_bytes(
+        on_device * facts.num_parameters,
+        facts.vocabulary_size,
+        train.logprob_chunk_tokens,
+        on_device * facts.num_reference_parameters,
+        staged,
+        num_critic_parameters=0 if critic is None else on_device * critic.get_num_parameters(),
+        num_ranks=train.num_ranks,
+        has_adapters=train.lora.rank > 0,
+        moves_reference=config.reference.offload,
+        moves_critic=config.critic.offload,
     )
 
 

@@ -29,27 +29,55 @@ class TrainerBytes:
     """One chunk of a micro-batch: its logits, their softmax and their gradient."""
     staged: int = 0
     """Copies of the weights that servers of the same device read (``cuda_ipc``)."""
+    critic: int = 0
+    """The critic's parameters and Adam's moments of them; its gradients are a third of it more."""
+    moves_reference: bool = False
+    """Whether the reference is on the device while it is used only."""
+    moves_critic: bool = False
+    """Whether the critic is."""
 
     @property
     def training(self) -> int:
-        """In the middle of a step."""
-        return self.resting + self.gradients + self.logits
+        """In the middle of a step, in which policy, reference and critic compute by turns."""
+        policy = self.gradients + self.logits
+        reference = self.logits + (self.reference if self.moves_reference else 0)
+        critic = self.critic // 3 + (self.critic if self.moves_critic else 0)
+        return self.resting + max(policy, reference, critic)
 
     @property
     def resting(self) -> int:
         """While the servers generate; gradients and logits are given back by then."""
-        return self.parameters + self.moments + self.reference + self.staged
+        kept = 0 if self.moves_reference else self.reference
+        kept += 0 if self.moves_critic else self.critic
+        return self.parameters + self.moments + kept + self.staged
+
+    @property
+    def beside(self) -> str:
+        """The critic, for a message; empty without one."""
+        return f"critic and its Adam {_gib(self.critic)}, " if self.critic else ""
+
+    @property
+    def offload_hint(self) -> str:
+        """What of the models beside the policy could leave the device, for a message."""
+        movable = {
+            "reference.offload=true": self.reference and not self.moves_reference,
+            "critic.offload=true": self.critic and not self.moves_critic,
+        }
+        return "".join(f", or use {setting}" for setting, helps in movable.items() if helps)
 
 
 def trainer_bytes(
     num_parameters: int,
     vocab_size: int,
     chunk_tokens: int,
-    has_reference: bool,
+    num_reference_parameters: int = 0,
     staged: int = 0,
     *,
+    num_critic_parameters: int = 0,
     num_ranks: int = 1,
     has_adapters: bool = False,
+    moves_reference: bool = False,
+    moves_critic: bool = False,
 ) -> TrainerBytes:
     """What training in float32 takes on each rank. What is gathered for the moment that it is used is not among it.
 
@@ -57,15 +85,28 @@ def trainer_bytes(
         num_parameters: of the policy, tied ones once.
         vocab_size: columns of a logits row.
         chunk_tokens: ``train.logprob_chunk_tokens``, the rows that exist at once.
-        has_reference: a frozen copy of the policy is kept for the KL term.
+        num_reference_parameters: of a reference of its own, which the KL term needs; 0: there is none.
         staged: bytes of weights that wait on the device for the servers.
+        num_critic_parameters: of the critic; 0: there is none.
         num_ranks: that the weights are divided among.
         has_adapters: adapters alone are trained; what they take is too little to count.
+        moves_reference, moves_critic: see ``TrainerBytes`` (``reference.offload``, ``critic.offload``).
     """
-    copy = _FLOAT * -(-num_parameters // num_ranks)
-    trained = 0 if has_adapters else copy
+    numbers = (num_parameters, num_reference_parameters, num_critic_parameters)
+    parameters, reference, critic = (_FLOAT * -(-number // num_ranks) for number in numbers)
+    trained = 0 if has_adapters else parameters
     logits = _LOGIT_COPIES * _FLOAT * vocab_size * chunk_tokens
-    return TrainerBytes(copy, trained, 2 * trained, copy if has_reference else 0, logits, staged)
+    return TrainerBytes(
+        parameters,
+        trained,
+        2 * trained,
+        reference,
+        logits,
+        staged,
+        critic=3 * critic,
+        moves_reference=moves_reference,
+        moves_critic=moves_critic,
+    )
 
 
 def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_bytes: int) -> None:
@@ -84,19 +125,19 @@ def check_memory_budget(config: ExperimentConfig, trainer: TrainerBytes, device_
         raise ConfigError(
             f"rollout.colocated=true: a training step needs {_gib(trainer.training)} (parameters "
             f"{_gib(trainer.parameters)}, gradients {_gib(trainer.gradients)}, Adam {_gib(trainer.moments)}, "
-            f"reference {_gib(trainer.reference)}, weights staged for the servers {_gib(trainer.staged)}, logits "
-            f"{_gib(trainer.logits)}; activations not counted), and the "
+            f"reference {_gib(trainer.reference)}, {trainer.beside}weights staged for the servers "
+            f"{_gib(trainer.staged)}, logits {_gib(trainer.logits)}; activations not counted), and the "
             f"device has {_gib(device_bytes)}, less 1 GiB for the processes; take a smaller model, or lower "
-            "train.logprob_chunk_tokens"
+            f"train.logprob_chunk_tokens{trainer.offload_hint}"
         )
     servers = int(fraction * device_bytes)
     if trainer.resting + servers > room:
         highest = max(0.0, (room - trainer.resting) / device_bytes)
         raise ConfigError(
             f"rollout.server.memory_fraction={fraction:g}: the servers' {_gib(servers)} and the trainer's "
-            f"{_gib(trainer.resting)} (parameters, Adam, reference, staged weights) do not fit the device's "
+            f"{_gib(trainer.resting)} (parameters, Adam, reference, critic, staged weights) do not fit the device's "
             f"{_gib(device_bytes)}, less 1 GiB for the processes; use {int(highest * 100) / 100:g} or less, or a "
-            "smaller model"
+            f"smaller model{trainer.offload_hint}"
         )
 
 
@@ -124,8 +165,9 @@ def check_trainer_memory(
     raise ConfigError(
         f"model.path={config.model.path}: training it takes {_gib(rank.training)}{of_rank} (parameters "
         f"{_gib(rank.parameters)}, gradients {_gib(rank.gradients)}, Adam {_gib(rank.moments)}, reference "
-        f"{_gib(rank.reference)}, logits {_gib(rank.logits)}; activations not counted), and {has} "
+        f"{_gib(rank.reference)}, {rank.beside}logits {_gib(rank.logits)}; activations not counted), and {has} "
         f"{'all of them' if shares > 1 else 'it'}; use a smaller model, {more}, or lower train.logprob_chunk_tokens"
+        f"{'' if on_host else rank.offload_hint}"
     )
 
 
@@ -158,7 +200,7 @@ def check_reward_model_budget(
         if needed > room:
             raise ConfigError(
                 f"{key}.path: its weights take {_gib(model_bytes[key])}, and while it scores the policy keeps "
-                f"{_gib(trainer.resting)} (parameters, Adam, reference, staged weights) on the device, which has "
+                f"{_gib(trainer.resting)} (parameters, Adam, reference, critic, staged weights) there; the device has "
                 f"{_gib(device_bytes)}, less 1 GiB for the processes; use a smaller reward model, "
                 f"{key}.dtype=bfloat16, more ranks, or train.cpu_offload=true"
             )

@@ -12,6 +12,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.reward_base import Reward
 from areal_x.api.workflow_api import RolloutWorkflow
+from areal_x.engine.critic.ranked_critic import CRITIC
 from areal_x.engine.weights import StagedSync
 from areal_x.rollout.data_stream import DataStream
 from areal_x.rollout.executor import RolloutExecutor
@@ -24,6 +25,7 @@ from areal_x.trainer.evaluation_sets import make_evaluation_sets, start_evaluati
 from areal_x.trainer.evaluations import Evaluations
 from areal_x.trainer.exports import POLICY_STATE
 from areal_x.trainer.given import Given
+from areal_x.trainer.models_beside import CriticModel, check_made_model, give_warm_start, make_critic
 from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.open_run import Run, open_run
 from areal_x.trainer.prompt_records import PromptRecords
@@ -74,11 +76,13 @@ class Models:
     reward_models: RewardModels | None
     engine: InferenceEngine
     weight_sync: StagedSync
+    critic: CriticModel | None = None
 
     @property
     def states(self) -> dict[str, Restorable]:
         """What a checkpoint holds of them, by role."""
-        return {POLICY_STATE: self.train_engine}
+        beside: dict[str, Restorable] = {} if self.critic is None else {CRITIC: self.critic}
+        return {POLICY_STATE: self.train_engine} | beside
 
 
 async def run_training(config: ExperimentConfig, given: Given) -> None:
@@ -128,15 +132,17 @@ async def load_models(run: Run, rewards: Rewards, stack: AsyncExitStack) -> Mode
     run.display.phase("loading the model")
     path = await thread.call(first_model, run)
     tokenizer = await thread.call(roles.load_tokenizer, config, path)
+    await thread.call(check_made_model, config, path)
     ranks = await stack.enter_async_context(open_ranks(config, placement, run.directory, thread))
     train_engine = await thread.call(roles.make_train_engine, config, path, ranks)
+    critic = await thread.call(make_critic, config, path, ranks)
     staging = engines.stage_weights(config, train_engine, path, run.directory, stack, placement)
-    engines.check_device_budget(config, train_engine, staging)
-    engines.check_reward_model_memory(config, train_engine, rewards.models)
+    engines.check_device_budget(config, train_engine, staging, critic)
+    engines.check_reward_model_memory(config, train_engine, rewards.models, critic)
     reward_models = await load_reward_models(run, rewards.models, rewards.training, ranks)
     engine = engines.make_inference_engine(config, path, staging, run.directory, stack, placement)
     weight_sync = StagedSync(engines.published_weights(config, train_engine), staging, [engine])
-    return Models(path, tokenizer, train_engine, reward_models, engine, weight_sync)
+    return Models(path, tokenizer, train_engine, reward_models, engine, weight_sync, critic)
 
 
 async def start_engine(run: Run, models: Models) -> None:
@@ -159,6 +165,7 @@ async def start_engine(run: Run, models: Models) -> None:
     train, thread = config.train, run.thread
     rates = (train.learning_rate, train.lr_schedule, train.warmup_steps, train.total_steps)
     await thread.call(train_engine.reset_optimizer, *rates)
+    await thread.call(give_warm_start, config, train_engine, models.critic, run.directory)
     await thread.call(train_engine.release_memory)
     train_engine.version += 1
 
@@ -193,6 +200,7 @@ def make_trainer(run: Run, rewards: Rewards, models: Models, evaluator: Evaluato
         reporter=reporter,
         evaluations=Evaluations(config, evaluator.evaluate),
         reward_models=models.reward_models,
+        critic=models.critic,
         nonfinite=NonFiniteSteps(config.train.max_skipped_in_a_row, run.directory / "skipped", train_engine),
         checkpointer=checkpointer,
         steps_done=run.steps_done,

@@ -228,19 +228,35 @@ def test_roles_that_take_turns_are_bound_by_their_sum() -> None:
 
 
 def test_what_the_trainer_takes() -> None:
-    found = trainer_bytes(1000, vocab_size=50, chunk_tokens=8, has_reference=True)
+    found = trainer_bytes(1000, vocab_size=50, chunk_tokens=8, num_reference_parameters=1000)
     assert (found.parameters, found.gradients, found.moments, found.reference) == (4000, 4000, 8000, 4000)
     assert found.logits == 3 * 4 * 50 * 8
     assert found.training == 20000 + found.logits and found.resting == 16000
-    assert trainer_bytes(1000, 50, 8, has_reference=False).resting == 12000
-    both = trainer_bytes(1000, 50, 8, has_reference=False, staged=4000)
+    assert trainer_bytes(1000, 50, 8).resting == 12000
+    both = trainer_bytes(1000, 50, 8, staged=4000)
     assert (both.resting, both.training) == (16000, 20000 + both.logits)
+
+
+def test_what_models_beside_the_policy_take_and_give_back() -> None:
+    beside = {"num_reference_parameters": 1000, "num_critic_parameters": 2000}
+    kept = trainer_bytes(1000, 50, 8, **beside)
+    assert kept.resting == 12000 + 4000 + 3 * 8000
+    # Gradients and logits of the policy (4000 and 4800) are more than gradients of the critic.
+    assert kept.training == kept.resting + 8800
+    moved = trainer_bytes(1000, 50, 8, **beside, moves_reference=True, moves_critic=True)
+    assert moved.resting == 12000
+    assert moved.training == 12000 + 4 * 8000
+    config = run_config(1)
+    large = trainer_bytes(15 * 10**8, 150_000, 1024, num_reference_parameters=15 * 10**8, num_critic_parameters=10**9)
+    fix = r"critic and its Adam 11\.2 GiB.*, or use reference\.offload=true, or use critic\.offload=true"
+    with pytest.raises(ConfigError, match=fix):
+        check_memory_budget(config, large, 30 * 2**30)
 
 
 def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
     config = run_config(1)
     gib = 2**30
-    trainer = trainer_bytes(15 * 10**8, vocab_size=150_000, chunk_tokens=1024, has_reference=False)
+    trainer = trainer_bytes(15 * 10**8, vocab_size=150_000, chunk_tokens=1024)
     config.rollout.server.memory_fraction = 0.7
     check_memory_budget(config, trainer, 80 * gib)
     config.rollout.server.memory_fraction = 0.85
@@ -252,8 +268,8 @@ def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
         assert number in message
     config.rollout.server.memory_fraction = 0.77
     check_memory_budget(config, trainer, 80 * gib)
-    staged = trainer_bytes(15 * 10**8, 150_000, chunk_tokens=1024, has_reference=False, staged=6 * 10**9)
-    with pytest.raises(ConfigError, match=r"trainer's 22\.4 GiB \(parameters, Adam, reference, staged weights\)"):
+    staged = trainer_bytes(15 * 10**8, 150_000, chunk_tokens=1024, staged=6 * 10**9)
+    with pytest.raises(ConfigError, match=r"trainer's 22\.4 GiB \(parameters, Adam, reference, critic, staged weights\)"):
         check_memory_budget(config, staged, 80 * gib)
     with pytest.raises(ConfigError, match=r"a training step needs 24\.1 GiB .*device has 24\.0 GiB"):
         check_memory_budget(config, trainer, 24 * gib)

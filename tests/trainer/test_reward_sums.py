@@ -186,7 +186,7 @@ async def test_a_model_that_hangs_ends_the_run() -> None:
 
 
 def test_a_reward_model_must_fit_beside_the_policy() -> None:
-    policy = trainer_bytes(10**9, 50_000, 1024, False)
+    policy = trainer_bytes(10**9, 50_000, 1024)
 
     def check(size: float, device: float, **changes: Any) -> None:
         model = RewardModelConfig(path="m", **changes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.load_rows import load_into
 from areal_x.engine.train.mini_batches import deal_mini_batches
 from areal_x.engine.train.moved_tensors import MovedTensors, make_home, present
-from areal_x.engine.train.optimizer import ScheduledAdamW
+from areal_x.engine.train.optimizer import ScheduledAdamW, Update
 from areal_x.engine.train.packed_scores import Head, body_of, load_scores
 from areal_x.engine.train.packing import MicroBatch
 from areal_x.engine.train.partition import plan_rank
@@ -145,7 +146,7 @@ class CriticEngine:
         """See ``Critic.train_step``.
 
         A mini-batch is skipped, and counted in ``critic/skipped_steps``, when nothing of it is trained or when its loss
-        or gradient is not finite; metrics that are not finite are left out.
+        or gradient is not finite (counted apart, too); metrics that are not finite are left out.
 
         Raises:
             EngineError: as ``values``, or values or returns are missing.
@@ -154,19 +155,21 @@ class CriticEngine:
         returns, old_values = self._targets(batch)
         step, learning_rate = self.optimizer.num_steps, self.optimizer.begin_step()
         sums = torch.zeros(len(VALUE_SUMS) + 1, dtype=torch.float64, device=self.device)
-        norms: list[float] = []
-        num_updates = 0
+        updates: list[Update] = []
         with self._all_present():
             self.optimizer.clear()
             for sequences in self._mini_batches(batch, step):
                 own = self._accumulate(self._plan(batch, batch.loss_mask, sequences), returns, old_values)
-                update = self.optimizer.apply(own[0], own[-1])
-                norms += [update.grad_norm] if update.applied else []
-                num_updates += 1
+                updates.append(self.optimizer.apply(own[0], own[-1]))
                 sums += own
         *values, num_tokens = self._ranks.sum(sums).tolist()
+        bad_losses = sum(not math.isfinite(update.loss) for update in updates)
+        bad = sum(not math.isfinite(update.loss + update.grad_norm) for update in updates)
+        norms = [update.grad_norm for update in updates if update.applied]
         metrics = {
-            "skipped_steps": num_updates - len(norms),
+            "skipped_steps": len(updates) - len(norms),
+            "nonfinite_losses": bad_losses,
+            "nonfinite_gradients": bad - bad_losses,
             "learning_rate": learning_rate,
             "seconds": time.perf_counter() - started,
         }
