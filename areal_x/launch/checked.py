@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ from areal_x.api.check_values import bad_value
 from areal_x.api.config import ExperimentConfig, RewardConfig, RewardPartConfig
 from areal_x.api.config_checks import check_config, check_reward_training
 from areal_x.api.errors import ConfigError, MissingExtraError
+from areal_x.api.evaluation_checks import filled_set
 from areal_x.api.import_paths import is_import_path, load_object, split_library
 from areal_x.api.reward_model_checks import NO_RULE_REWARD
 from areal_x.api.server_checks import check_trains
 from areal_x.engine.train.advantages import load_advantage
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, parse_override, to_yaml
+from areal_x.launch.objective_functions import check_objective_function
 from areal_x.launch.server_environment import check_server_environment
 from areal_x.launch.trainer_environment import check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
@@ -58,9 +61,10 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         _export_checkpoint(config)
     if command == "sft":
         config.sft.enabled = True
-    check_config(config)
+    check_config(_located(config) if command == "eval" else config)
     if command == "train":
         check_trains(config.rollout)
+        _check_critic(config)
     if command == "eval" and config.model.path is None and config.rollout.engine != "openai":
         raise ConfigError("model.path is not set; add model.path=VALUE, the model to evaluate")
     _check_extras(config)
@@ -68,12 +72,29 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         load_dataset_items(config.data)
     if command != "sft":
         _check_reward_names(config)
+        _check_rewards_of_sets(config)
         _check_workflow(config)
         _check_functions(config)
         check_server_environment(config, trains=command == "train")
     if command != "eval":
         check_trainer_environment(config)
     return config
+
+
+def _located(config: ExperimentConfig) -> ExperimentConfig:
+    """Let ``model.path`` name the model or checkpoint in a run's directory; also gives the configuration as its checks
+    see it: of a checkpoint, its model files.
+
+    Raises:
+        ConfigError: there is no model in the run.
+    """
+    from areal_x.trainer.model_places import locate_model
+
+    place = None if config.model.path is None else locate_model(config.model.path)
+    if place is None:
+        return config
+    config.model.path = str(place.path)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(place.model_files)))
 
 
 def _export_checkpoint(config: ExperimentConfig) -> None:
@@ -87,6 +108,14 @@ def _export_checkpoint(config: ExperimentConfig) -> None:
         from areal_x.trainer.exports import exported_model
 
         config.model.path = str(exported_model(path, trust_remote_code=config.model.trust_remote_code))
+
+
+def _check_critic(config: ExperimentConfig) -> None:
+    """The critic's model has the head that it needs; torch is loaded only where there is one to look at."""
+    if config.uses_critic and config.critic.path is not None:
+        from areal_x.trainer.models_beside import check_critic_files
+
+        check_critic_files(config)
 
 
 def _check_keys_of_preferences(overrides: Sequence[str]) -> None:
@@ -135,10 +164,14 @@ def _check_workflow(config: ExperimentConfig) -> None:
 
 
 def _check_functions(config: ExperimentConfig) -> None:
-    """The advantage function, the filters and the hook of post-processing are functions that take their arguments."""
+    """The functions of the algorithm, the filters and the hook of post-processing take their arguments."""
     algorithm, rollout, hook = config.algorithm, config.rollout, config.reward.post_process
     if not is_import_path(algorithm.advantage) or _is_cheap_to_import(algorithm.advantage, "algorithm.advantage"):
         load_advantage(algorithm)
+    for field in ("policy_loss", "correction"):
+        path = getattr(algorithm, field)
+        if not is_import_path(path) or _is_cheap_to_import(path, f"algorithm.{field}"):
+            check_objective_function(algorithm, field)
     for key, path, kwargs in (
         ("rollout.filter", rollout.filter, rollout.filter_kwargs),
         ("rollout.early_filter", rollout.early_filter, {}),
@@ -167,6 +200,24 @@ def _check_reward_names(config: ExperimentConfig) -> None:
             reward_function(name, part, dataset_name(config.data))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{key}.kwargs={part.kwargs}: {error}") from error
+
+
+def _check_rewards_of_sets(config: ExperimentConfig) -> None:
+    """Every set of the evaluation has a reward: its own, the run's, or the one that its data's name selects."""
+    from areal_x.reward.configured import reward_function
+
+    for name, given in config.evaluation.sets.items():
+        key, function = f"evaluation.sets.{name}.reward_fn", given.reward_fn
+        if function is None and (config.reward.fn is not None or config.reward.rewards):
+            continue
+        if function is not None and is_import_path(function) and not _is_cheap_to_import(function, key):
+            continue
+        settings = filled_set(config, given)
+        data = dataclasses.replace(config.data, path=settings.path, name=settings.data_name)
+        try:
+            reward_function("", RewardConfig(fn=function), dataset_name(data))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("reward.fn", key)) from error
 
 
 def dry_run(command: str, source: ConfigSource, overrides: Sequence[str]) -> None:

@@ -15,10 +15,10 @@ from math import comb
 
 from areal_x.api.reward_records import RewardOutcome
 
-__all__ = ["ANSWER", "RIGHT", "majority_at_k", "pass_at_k", "stated_answer", "votes_of"]
+__all__ = ["ANSWERS", "RIGHT", "majority_at_k", "pass_at_k", "stated_answer", "votes_of"]
 
-ANSWER = "answer"
-"""Key of an outcome's ``metadata``: the text that the reward took for the answer."""
+ANSWERS = ("answer", "pred")
+"""Keys of an outcome's ``metadata`` with the text that the reward took for the answer."""
 RIGHT = "right"
 """The vote of every right sample."""
 
@@ -104,7 +104,7 @@ def stated_answer(outcome: RewardOutcome) -> str | None:
     Of several rewards it is that of the one which says any; of two that do, the first.
     """
     for key, value in outcome.metadata.items():
-        if (key == ANSWER or key.endswith(f"/{ANSWER}")) and isinstance(value, str | int | float):
+        if key.rpartition("/")[2] in ANSWERS and isinstance(value, str | int | float):
             return f"={_normalised(str(value))}"
     return None
 

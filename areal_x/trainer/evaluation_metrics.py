@@ -13,25 +13,24 @@ from areal_x.trainer.answer_votes import majority_at_k, pass_at_k, stated_answer
 
 __all__ = ["accuracy", "evaluation_metrics", "scored_samples", "verdicts", "version_metrics"]
 
+_ACCURACY_PARTS = ("accuracy", "acc")
 _ROUNDING = 1e-6
 
 
-def verdicts(outcomes: Sequence[RewardOutcome]) -> list[float] | None:
-    """How right each sample is: its part ``accuracy``; where no sample has one, a (rule) reward that is 1 or 0.
-
-    ``None``: the reward says no such thing. Samples without the part, where others have it, are left out.
-    """
-    parts = [outcome.parts["accuracy"] for outcome in outcomes if "accuracy" in outcome.parts]
-    if parts:
+def verdicts(outcomes: Sequence[RewardOutcome]) -> list[float | None]:
+    """How right each sample is: its part ``accuracy`` or ``acc``, ``None`` without it; where no sample has such a part,
+    a (rule) reward that is 1 or 0. All ``None``: the reward says no such thing."""
+    parts = [next((o.parts[name] for name in _ACCURACY_PARTS if name in o.parts), None) for o in outcomes]
+    if any(part is not None for part in parts):
         return parts
     values = np.array([outcome.parts.get(RULE_PART, outcome.value) for outcome in outcomes])
     is_zero_or_one = np.minimum(np.abs(values), np.abs(values - 1.0)) <= _ROUNDING
-    return values.tolist() if is_zero_or_one.all() else None
+    return values.tolist() if is_zero_or_one.all() else [None] * len(outcomes)
 
 
 def accuracy(outcomes: Sequence[RewardOutcome]) -> float | None:
     """The mean of ``verdicts``; ``None`` where there are none."""
-    found = verdicts(outcomes)
+    found = [value for value in verdicts(outcomes) if value is not None]
     return float(np.mean(found)) if found else None
 
 
@@ -87,18 +86,24 @@ def evaluation_metrics(
 def _of_several(
     outcomes: Sequence[Sequence[RewardOutcome]], num_prompts: int, pass_at: Sequence[int], majority_at: Sequence[int]
 ) -> dict[str, float]:
-    """pass@k and majority@k; nothing where a sample is not simply right or wrong."""
-    found = verdicts([outcome for of_prompt in outcomes for outcome in of_prompt])
-    if found is None or len(found) != sum(map(len, outcomes)) or not set(np.round(found, 6)) <= {0.0, 1.0}:
+    """pass@k and majority@k, over the samples with a verdict; nothing where one is neither right nor wrong."""
+    found = iter(verdicts([outcome for of_prompt in outcomes for outcome in of_prompt]))
+    judged = [
+        [(outcome, value) for outcome, value in zip(of_prompt, found, strict=False) if value is not None]
+        for of_prompt in outcomes
+    ]
+    values = [value for of_prompt in judged for _, value in of_prompt]
+    if not values or np.minimum(np.abs(values), np.abs(np.subtract(values, 1.0))).max() > _ROUNDING:
         return {}
-    ends = np.cumsum([len(of_prompt) for of_prompt in outcomes]).tolist()
-    rights = [[value > 0.5 for value in found[a:b]] for a, b in zip([0, *ends], ends, strict=False)]
+    rights = [[value > 0.5 for _, value in of_prompt] for of_prompt in judged]
+    votes = [
+        votes_of([outcome for outcome, _ in of_prompt], right) for of_prompt, right in zip(judged, rights, strict=True)
+    ]
     metrics: dict[str, float] = {}
     for k in pass_at:
         estimates = [pass_at_k(len(right), sum(right), k) for right in rights if len(right) >= k]
         metrics |= _mean_of(f"pass@{k}", estimates, num_prompts)
-    if any(stated_answer(outcome) is not None for of_prompt in outcomes for outcome in of_prompt):
-        votes = [votes_of(of_prompt, right) for of_prompt, right in zip(outcomes, rights, strict=True)]
+    if any(stated_answer(outcome) is not None for of_prompt in judged for outcome, _ in of_prompt):
         for k in majority_at:
             estimates = [majority_at_k(of_prompt, k) for of_prompt in votes if len(of_prompt) >= k]
             metrics |= _mean_of(f"majority@{k}", estimates, num_prompts)

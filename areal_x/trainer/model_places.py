@@ -79,16 +79,16 @@ def _newest(folders: list[Path], asked: Path) -> ModelPlace:
 
 
 def _known_of_model(folder: Path) -> dict[str, Any]:
-    """Step and version of a model, from what was written beside it or from the run that it lies in."""
-    if (step := _step_of(folder)) >= 0:
-        checkpoint = folder.parent.parent / "checkpoints" / f"step_{step:06d}"
-        if is_checkpoint(checkpoint):
-            return _known_of_checkpoint(checkpoint)
-        return {"step": step}
-    if folder.name != _POLICY:
+    """Step and version of a model, from its name and the run that it lies in."""
+    step, run = _step_of(folder), folder.parent.parent
+    if folder.name == _POLICY:
+        run = folder.parent
+        steps = (row.get("step") for row in read_lines(run / "metrics.jsonl"))
+        step = max((step for step in steps if isinstance(step, int)), default=-1)
+    if step < 0:
         return {}
-    rows = [row for row in read_lines(folder.parent / "metrics.jsonl") if isinstance(row.get("step"), int)]
-    return {"step": max(row["step"] for row in rows)} if rows else {}
+    checkpoint = run / "checkpoints" / f"step_{step:06d}"
+    return _known_of_checkpoint(checkpoint) if is_checkpoint(checkpoint) else {"step": step}
 
 
 def _known_of_checkpoint(folder: Path) -> dict[str, Any]:

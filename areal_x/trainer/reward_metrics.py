@@ -69,12 +69,13 @@ def metric_name(part: str) -> str:
 
 def mean_metadata(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Metadata as metrics: the mean of finite numbers, and the share of each value of a few short words (``reason`` is
-    counted among the outcomes). Longer texts and whatever else there is stay with the samples."""
+    counted among the outcomes; an ``answer`` says nothing of another prompt's). Longer texts and whatever else there is
+    stay with the samples."""
     values: dict[str, list[Any]] = {}
     for trajectory in trajectories:
         if trajectory.outcome is not None:
             for key, value in trajectory.outcome.metadata.items():
-                if key != "reason":
+                if key not in ("reason", "answer"):
                     values.setdefault(key, []).append(value)
     metrics: dict[str, float] = {}
     for key, found in values.items():

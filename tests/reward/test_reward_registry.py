@@ -180,8 +180,10 @@ def test_what_cannot_be_called_or_imported_is_refused() -> None:
 
 def test_arithmetic_is_an_exact_match() -> None:
     reward = get_reward_fn("arithmetic")
-    assert [reward(completions=text, answer=" 12") for text in ("12", " 12\n", "120", "012", "")] == [1, 1, 0, 0, 0]
-    assert reward(completions="12", answer=12) == 1.0
+    results = [reward(completions=text, answer=" 12") for text in ("12", " 12\n", "120", "012", "")]
+    assert [result.value for result in results] == [1, 1, 0, 0, 0]
+    assert [result.metadata.get("answer") for result in results] == ["12", "12", "120", "012", None]
+    assert reward(completions="12", answer=12).value == 1.0
 
 
 def test_all_builtins_say_what_they_extract_and_return() -> None:

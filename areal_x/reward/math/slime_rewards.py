@@ -120,7 +120,7 @@ class DapoReward(MathGrader):
         try:
             right = _same_dapo_form(gold.text, found.text) or is_equal(gold, found, self.limits)
         except LimitReached as limit:
-            return self.limit_verdict(limit, metadata)
+            return RewardResult(self.limit_value, {"acc": 0.0}, metadata={**metadata, "reason": limit.reason})
         return RewardResult(1.0 if right else -1.0, parts={"acc": float(right)}, metadata=metadata)
 
 
