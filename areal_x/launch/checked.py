@@ -19,7 +19,7 @@ from areal_x.engine.train.advantages import load_advantage
 from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, parse_override, to_yaml
 from areal_x.launch.objective_functions import check_objective_function
 from areal_x.launch.server_environment import check_server_environment
-from areal_x.launch.trainer_environment import check_trainer_environment
+from areal_x.launch.trainer_environment import check_evaluation_device, check_trainer_environment
 from areal_x.rollout.dataset import DATA_SETS, dataset_name, load_dataset_items
 from areal_x.rollout.filters import load_group_filter
 from areal_x.rollout.preferences import check_first_pair
@@ -76,7 +76,9 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         _check_workflow(config)
         _check_functions(config)
         check_server_environment(config, trains=command == "train")
-    if command != "eval":
+    if command == "eval":
+        check_evaluation_device(config)
+    else:
         check_trainer_environment(config)
     return config
 

@@ -9,7 +9,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.errors import ConfigError
 from areal_x.api.server_checks import trainer_gpus
 
-__all__ = ["check_trainer_environment", "host_bytes"]
+__all__ = ["check_evaluation_device", "check_trainer_environment", "host_bytes"]
 
 _SMALL_BYTES = 2**28
 """Models of less than this fit wherever this package runs."""
@@ -23,13 +23,23 @@ def check_trainer_environment(config: ExperimentConfig) -> None:
     """
     if config.cluster.kind == "ray":
         return  # What its nodes have is known once they answer.
-    gpus = _check_gpus(config)
+    gpus = _check_gpus(config.model.device, config.train.num_ranks)
     _check_memory(config, gpus)
 
 
-def _check_gpus(config: ExperimentConfig) -> list[int]:
-    """The GPUs that train; empty on a CPU, and where nothing asks for torch to be loaded to find out."""
-    device, num_ranks = config.model.device, config.train.num_ranks
+def check_evaluation_device(config: ExperimentConfig) -> None:
+    """Raise when this machine has no device for the engine of an evaluation that runs in it.
+
+    Raises:
+        ConfigError: as ``check_trainer_environment``.
+    """
+    if config.cluster.kind == "local" and config.rollout.engine == "embedded":
+        _check_gpus(config.model.device, 1)
+
+
+def _check_gpus(device: str, num_ranks: int) -> list[int]:
+    """The GPUs that ``num_ranks`` processes take; empty on a CPU, and where nothing asks for torch to be loaded to find
+    out."""
     if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
         return []
     import torch

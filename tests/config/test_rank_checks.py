@@ -12,7 +12,7 @@ from areal_x.api.config import ExperimentConfig
 from areal_x.api.config_checks import check_config, check_reward_training
 from areal_x.api.errors import ConfigError, MissingExtraError
 from areal_x.launch import trainer_environment
-from areal_x.launch.trainer_environment import check_trainer_environment, host_bytes
+from areal_x.launch.trainer_environment import check_evaluation_device, check_trainer_environment, host_bytes
 
 GIB = 2**30
 
@@ -128,6 +128,14 @@ def test_gpus_that_are_not_there(
     assert expected in str(caught.value)
     pretend_gpus(monkeypatch, 4)
     check_trainer_environment(changed(tmp_path, changes))
+
+
+def test_an_evaluation_needs_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 1)
+    check_evaluation_device(changed(tmp_path, {"model.device": "cuda:0", "train.num_ranks": 4}))
+    check_evaluation_device(changed(tmp_path, {"model.device": "cuda:5", "rollout.engine": "openai"}))
+    with pytest.raises(ConfigError, match=r"model\.device=cuda:5: takes GPU 5, and this machine has 1"):
+        check_evaluation_device(changed(tmp_path, {"model.device": "cuda:5"}))
 
 
 def test_servers_and_ranks_need_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

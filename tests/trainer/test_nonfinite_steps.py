@@ -105,13 +105,13 @@ def test_too_many_in_a_row_end_the_run(engine: FSDPEngine, tmp_path: Path) -> No
     nothing.loss_mask[:] = False
     assert watch.on_step(1, [good], engine.train_step(good)) is None
     note = watch.on_step(2, [bad], engine.train_step(bad))
-    assert note is not None and "step 2 was skipped: the gradient is not finite" in note
+    assert note is not None and "step 2 was skipped, as a whole or in part: the gradient is not finite" in note
     assert "an advantage has the size 3e+38: sequence 1 (group 0), token 2" in note and "step_000002.npz" in note
     assert watch.on_step(3, [good], engine.train_step(good)) is None and watch.num_in_a_row == 0
     watch.on_step(4, [bad], engine.train_step(bad))
     # Neither good nor bad.
     assert watch.on_step(5, [nothing], engine.train_step(nothing)) is None and watch.num_in_a_row == 1
-    with pytest.raises(NonFiniteError, match=r"max_skipped_in_a_row=2 in a row: the grad.* the first was step 4; an adv"):
+    with pytest.raises(NonFiniteError, match=r"max_skipped_in_a_row=2 in a row: .*; the first was step 4; an adv"):
         watch.on_step(6, [bad], engine.train_step(bad))
     assert (tmp_path / "skipped" / "policy" / "config.json").is_file()
 
