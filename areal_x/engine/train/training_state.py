@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,7 +37,6 @@ __all__ = ["MODEL", "TrainingState", "bit_sums", "other_base", "saved_bit_sums"]
 MODEL = "model."
 """How the names of weights and buffers begin; the rest is as the module names them."""
 _STEPS = "optimizer.steps"
-_LOW_PRIORITY = 10
 _BIT_TYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -223,9 +221,6 @@ class _Writer(threading.Thread):
         self._rank, self._image, self._own, self._facts = rank, image, own, facts
 
     def run(self) -> None:
-        if hasattr(os, "setpriority"):
-            # Of this thread alone, so that training goes first.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / f"{rank_stem(self._rank)}.safetensors", self._image.bytes)
