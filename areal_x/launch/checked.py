@@ -50,6 +50,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
     """
     if command == "train-rm":
         config = compose_config(source, overrides, unused=("data.path",))
+        _check_resume(command, config)
         _check_keys_of_preferences(overrides)
         check_reward_training(config)
         _check_extras(config)
@@ -57,6 +58,7 @@ def checked_config(command: str, source: ConfigSource, overrides: Sequence[str])
         check_trainer_environment(config)
         return config
     config = compose_config(source, overrides)
+    _check_resume(command, config)
     if command != "eval":
         _export_checkpoint(config)
     if command == "sft":
@@ -118,6 +120,12 @@ def _check_critic(config: ExperimentConfig) -> None:
         from areal_x.trainer.models_beside import check_critic_files
 
         check_critic_files(config)
+
+
+def _check_resume(command: str, config: ExperimentConfig) -> None:
+    """Of the commands that train, only ``train`` goes on from a checkpoint; ``eval`` has nothing to resume."""
+    if command in ("sft", "train-rm") and config.resume != "never":
+        raise ConfigError(f"resume={config.resume} is for areal-x train; areal-x {command} always starts anew")
 
 
 def _check_keys_of_preferences(overrides: Sequence[str]) -> None:

@@ -50,6 +50,8 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     directory, on another machine or not. What does not exist here, such as a name on the hub, stays."""
     config = copy.deepcopy(config)
     config.runs_dir = str(Path(config.runs_dir).expanduser().absolute())
+    if config.resume not in ("never", "auto"):
+        config.resume = str(Path(config.resume).expanduser().absolute())
     rewarding = [config.reward_model, *config.reward_models.values()]
     owners: list[tuple[object, str]] = [
         (owner, "path") for owner in (config.data, config.sft, config.model, *rewarding)

@@ -137,8 +137,8 @@ class RunWriter:
     def add_span(self, lane: str, name: str, start: float, end: float, **info: Any) -> None:
         """Report that ``lane`` did ``name`` from ``start`` to ``end`` (``time.monotonic()`` seconds).
 
-        Lanes: ``generation``, ``scoring``, ``training``, ``weights``, ``evaluation``, ``warm_start``. Written at the
-        next ``write_step`` or ``close``.
+        Lanes: ``generation``, ``scoring``, ``training``, ``weights``, ``evaluation``, ``warm_start``, ``checkpoint``.
+        Written at the next ``write_step`` or ``close``.
         """
         with self._lock:
             self._pending_spans.append(Span(lane, name, start, end, info))

@@ -104,7 +104,7 @@ def find_resumption(config: ExperimentConfig) -> Resumption | None:
         candidates = reversed(list(numbered_directories(config.run_dir)))
         found = next(filter(None, (_newest(directory, config) for directory in candidates)), None)
     else:
-        found = _named(Path(config.resume), config)
+        found = _named(Path(config.resume).expanduser(), config)
     return None if found is None else _checked(found, config)
 
 
