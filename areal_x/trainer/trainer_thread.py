@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,12 +17,16 @@ __all__ = ["TrainerThread"]
 
 Result = TypeVar("Result")
 
+_EXIT_SECONDS = 1.0
+_EXIT_FAILED = 1
+
 
 class TrainerThread:
     """Runs blocking calls one after another on a daemon thread.
 
     A daemon thread, because an interrupted run must end within seconds even in the middle of a long training step; a
-    ``ThreadPoolExecutor`` would be joined at exit.
+    ``ThreadPoolExecutor`` would be joined at exit. At the exit of a run that failed, a call in progress has a moment to
+    end; then the process leaves without it, as failed.
 
     The thread and the loop share the interpreter's lock. The trainer gives it up at every tensor operation, and so does
     the loop at every system call; whoever wants it back waits for up to a switch interval, 5 ms by default,
@@ -39,6 +46,7 @@ class TrainerThread:
         self._calls = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+        _threads.add(self)
 
     def busy_seconds(self, now: float) -> float:
         """Wall-clock seconds of all calls so far, the one in progress included; ``now`` is ``time.monotonic()``."""
@@ -55,6 +63,12 @@ class TrainerThread:
     def close(self) -> None:
         """Let the thread end after the call that it is in."""
         self._calls.put(None)
+
+    def is_in_call(self, seconds: float) -> bool:
+        """Whether a call is in progress, and still after so long."""
+        if self._busy[1] is not None:
+            self._thread.join(seconds)
+        return self._busy[1] is not None and self._thread.is_alive()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -81,3 +95,15 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+_threads: weakref.WeakSet[TrainerThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_calls_in_progress() -> None:
+    """The interpreter, as it ends, would stop the thread in the middle of compiled code, which aborts the process."""
+    if any(thread.is_in_call(_EXIT_SECONDS) for thread in list(_threads)):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_EXIT_FAILED)

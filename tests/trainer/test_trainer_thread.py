@@ -1,0 +1,44 @@
+"""A run that fails in the middle of a training step ends with its own status and its own words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FAILS_IN_A_STEP = """
+import asyncio, sys, time, torch
+from areal_x.trainer.trainer_thread import TrainerThread
+
+class Slow(torch.autograd.Function):
+    @staticmethod
+    def forward(context, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        time.sleep(0.01)
+        return gradient
+
+def step(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        Slow.apply(torch.ones(4, requires_grad=True)).sum().backward()
+
+async def fail():
+    thread = TrainerThread()
+    call = asyncio.ensure_future(thread.call(step, float(sys.argv[1])))
+    await asyncio.sleep(0.2)
+    thread.close()
+    sys.exit(int(sys.argv[2]))
+
+asyncio.run(fail())
+"""
+
+
+@pytest.mark.parametrize(("seconds", "status"), [("0.5", 3), ("600", 1)])
+def test_a_step_in_progress_does_not_abort_the_process(seconds: str, status: int) -> None:
+    command = [sys.executable, "-c", FAILS_IN_A_STEP, seconds, "3"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stderr) == (status, "")
