@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from areal_x.api.errors import ConfigError
-from areal_x.engine.train.objective.tokens import Correction, LossTokens
+from areal_x.engine.train.objective.tokens import Correction, LossTokens, where_true
 
 __all__ = ["CORRECTIONS", "WHOLE_BATCH", "decoupled", "icepop", "m2po", "mis", "sequence_mask", "tis"]
 
@@ -54,21 +55,22 @@ def sequence_mask(
         raise ConfigError(f"algorithm.correction_kwargs.ratio={ratio!r}: must be product or geometric")
     drift = _drift(tokens, only_stale)
     whole = torch.exp(tokens.sequence_sum(drift) if ratio == "product" else tokens.sequence_mean(drift))
-    return Correction(torch.where((whole >= low) & (whole <= high), whole, 0.0))
+    return Correction(_inside(whole, low, high))
 
 
 def m2po(tokens: LossTokens, *, threshold: float = 0.04, only_stale: bool = False) -> Correction:
     """Second-moment trust policy optimization (https://arxiv.org/abs/2510.01161): over the whole batch, the tokens with
-    the largest (log w)^2 are masked, as few as it takes until the mean of the others is at most ``threshold``. The
-    others have the weight w."""
+    the largest (log w)^2 are masked, as few as it takes until the mean of the others is at most ``threshold``;
+    equal ones share their fate. The others have the weight w."""
     drift = _drift(tokens, only_stale)
     squares = drift.square()
-    ascending, order = torch.sort(squares.to(torch.float64), stable=True)
-    counts = torch.arange(1, len(ascending) + 1, device=drift.device)
+    ascending = np.sort(squares.cpu().numpy())  # Many times faster than torch's on a CPU.
     # The mean of the k smallest never falls with k.
-    num_kept = int((torch.cumsum(ascending, 0) / counts <= threshold).sum())
-    weights = torch.exp(drift).index_fill(0, order[num_kept:], 0.0)
-    return Correction(weights, {"behaviour_second_moment": squares})
+    means = np.cumsum(ascending, dtype=np.float64) / np.arange(1, len(ascending) + 1)
+    num_kept = int(np.count_nonzero(means <= threshold))
+    limit = float(ascending[num_kept]) if num_kept < len(ascending) else torch.inf
+    kept = where_true(torch.lt, squares, limit)
+    return Correction(torch.exp(drift * kept) * kept, {"behaviour_second_moment": squares})
 
 
 CORRECTIONS: dict[str, Callable[..., Correction]] = {
@@ -94,9 +96,16 @@ def _drift(tokens: LossTokens, only_stale: bool) -> torch.Tensor:
 
 def _truncated(tokens: LossTokens, high: float, only_stale: bool) -> Correction:
     weights = torch.exp(_drift(tokens, only_stale))
-    return Correction(weights.clamp(max=high), {"behaviour_weight_capped_fraction": weights > high})
+    return Correction(
+        weights.clamp(max=high), {"behaviour_weight_capped_fraction": where_true(torch.gt, weights, high)}
+    )
 
 
 def _banded(tokens: LossTokens, low: float, high: float, only_stale: bool) -> Correction:
-    weights = torch.exp(_drift(tokens, only_stale))
-    return Correction(torch.where((weights >= low) & (weights <= high), weights, 0.0))
+    return Correction(_inside(torch.exp(_drift(tokens, only_stale)), low, high))
+
+
+def _inside(weights: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """``weights`` where they are in the band, else 0; also where they have overflown."""
+    kept = where_true(torch.ge, weights, low) * where_true(torch.le, weights, high)
+    return weights.clamp(max=high) * kept

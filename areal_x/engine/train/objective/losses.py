@@ -3,6 +3,8 @@
 Let pi be the policy that is trained, A the advantage and r = pi / anchor, where the anchor is the policy at the start
 of the step, or, with ``correction=none``, the one that sampled. sg[.] has no gradient. What is given below is the
 objective J of one token, and the loss is -J. A correction's weight multiplies it afterwards.
+
+Where autograd of the formula would be slow (minima, clamps), the loss is given with its slope in log pi.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from areal_x.engine.train.objective.tokens import LossTokens, TokenLoss
+from areal_x.engine.train.objective.tokens import LossTokens, TokenLoss, where_true
 
 __all__ = ["LOSSES", "cispo", "clip", "gspo", "likelihood", "reinforce", "sapo"]
 
@@ -24,7 +26,7 @@ def clip(tokens: LossTokens, *, clip_low: float, clip_high: float, dual_clip: fl
 
     and with ``dual_clip`` = c (https://arxiv.org/abs/1912.09729), where A < 0: J = max(that, c A).
     """
-    return _clipped(tokens, tokens.ratio, clip_low, clip_high, dual_clip)
+    return _clipped(tokens, tokens.ratio_value, clip_low, clip_high, dual_clip)
 
 
 def gspo(tokens: LossTokens, *, clip_low: float, clip_high: float) -> TokenLoss:
@@ -37,11 +39,9 @@ def gspo(tokens: LossTokens, *, clip_low: float, clip_high: float) -> TokenLoss:
     Its gradient is that of the paper's sequence form where a sequence's tokens have one advantage and
     ``aggregation=sequence``.
     """
-    log_ratio = tokens.logprobs - tokens.anchor
-    sequence_ratio = torch.exp(tokens.sequence_mean(log_ratio) + (tokens.logprobs - tokens.logprobs.detach()))
-    losses, means, maxima = _clipped(tokens, sequence_ratio, clip_low, clip_high, None)
-    own = sequence_ratio.detach()
-    return TokenLoss(losses, {**means, "sequence_ratio_mean": own}, {**maxima, "sequence_ratio_max": own})
+    ratio = torch.exp(tokens.sequence_mean(tokens.logprobs.detach() - tokens.anchor))
+    losses, means, maxima = _clipped(tokens, ratio, clip_low, clip_high, None)
+    return TokenLoss(losses, {**means, "sequence_ratio_mean": ratio}, {**maxima, "sequence_ratio_max": ratio})
 
 
 def reinforce(tokens: LossTokens) -> TokenLoss:
@@ -51,7 +51,7 @@ def reinforce(tokens: LossTokens) -> TokenLoss:
 
     Its gradient is that of r A. In a step of one update r is 1 after a correction, and pi / mu without one.
     """
-    return TokenLoss(-(tokens.ratio.detach() * tokens.advantages) * tokens.logprobs)
+    return TokenLoss(-(tokens.ratio_value * tokens.advantages) * tokens.logprobs)
 
 
 def cispo(tokens: LossTokens, *, clip_low: float, clip_high: float) -> TokenLoss:
@@ -62,9 +62,12 @@ def cispo(tokens: LossTokens, *, clip_low: float, clip_high: float) -> TokenLoss
 
     The paper has no lower bound: ``clip_low=1``.
     """
-    ratio = tokens.ratio.detach()
+    ratio = tokens.ratio_value
     weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    means = {"clip_fraction_low": ratio < 1.0 - clip_low, "clip_fraction_high": ratio > 1.0 + clip_high}
+    means = {
+        "clip_fraction_low": where_true(torch.lt, ratio, 1.0 - clip_low),
+        "clip_fraction_high": where_true(torch.gt, ratio, 1.0 + clip_high),
+    }
     return TokenLoss(-(weight * tokens.advantages) * tokens.logprobs, means)
 
 
@@ -75,10 +78,12 @@ def sapo(tokens: LossTokens, *, tau_pos: float = 1.0, tau_neg: float = 1.05) -> 
 
     The gradient is that of r A times 4 p (1 - p), p the sigmoid: 1 at r = 1, and less the farther r is from it.
     """
-    tau = torch.full_like(tokens.advantages, tau_neg).masked_fill_(tokens.advantages > 0, tau_pos)
-    gate = torch.sigmoid(tau * (tokens.ratio - 1.0))
-    own = gate.detach()
-    return TokenLoss(-(4.0 / tau * tokens.advantages) * gate, {"soft_gate_mean": 4.0 * own * (1.0 - own)})
+    ratio, advantages = tokens.ratio_value, tokens.advantages
+    tau = where_true(torch.gt, advantages, 0.0) * (tau_pos - tau_neg) + tau_neg
+    gate = torch.sigmoid(tau * (ratio - 1.0))
+    nearness = 4.0 * gate * (1.0 - gate)
+    losses = _with_slope(-4.0 / tau * gate * advantages, -nearness * ratio * advantages, tokens.logprobs)
+    return TokenLoss(losses, {"soft_gate_mean": nearness})
 
 
 def likelihood(tokens: LossTokens) -> TokenLoss:
@@ -87,7 +92,9 @@ def likelihood(tokens: LossTokens) -> TokenLoss:
 
         J = A log pi
     """
-    return TokenLoss(-tokens.advantages * tokens.logprobs, {"selected_fraction": tokens.advantages != 0})
+    return TokenLoss(
+        -tokens.advantages * tokens.logprobs, {"selected_fraction": where_true(torch.ne, tokens.advantages, 0.0)}
+    )
 
 
 LOSSES: dict[str, Callable[..., TokenLoss]] = {
@@ -104,14 +111,21 @@ LOSSES: dict[str, Callable[..., TokenLoss]] = {
 def _clipped(
     tokens: LossTokens, ratio: torch.Tensor, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> TokenLoss:
-    advantages, own = tokens.advantages, ratio.detach()
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
-    means = {
-        "clip_fraction_low": (own < 1.0 - clip_low) & (advantages < 0),
-        "clip_fraction_high": (own > 1.0 + clip_high) & (advantages > 0),
-    }
+    """The clipped objective of a ratio whose slope in log pi is the ratio itself."""
+    advantages = tokens.advantages
+    unclipped = ratio * advantages
+    surrogate = torch.minimum(unclipped, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
+    clipped = where_true(torch.lt, surrogate, unclipped)
+    above = clipped * where_true(torch.gt, advantages, 0.0)
+    means = {"clip_fraction_low": clipped - above, "clip_fraction_high": above}
     if dual_clip is not None:
         bound = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
-        means["dual_clip_fraction"] = surrogate.detach() < bound
-        surrogate = torch.maximum(surrogate, bound)
-    return TokenLoss(-surrogate, means)
+        bounded = where_true(torch.lt, surrogate, bound)
+        means["dual_clip_fraction"] = bounded
+        surrogate, clipped = torch.maximum(surrogate, bound), torch.maximum(clipped, bounded)
+    return TokenLoss(_with_slope(-surrogate, unclipped * (clipped - 1.0), tokens.logprobs), means)
+
+
+def _with_slope(losses: torch.Tensor, slopes: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    """``losses``, with the gradient ``slopes`` in ``logprobs``."""
+    return losses + slopes * (logprobs - logprobs.detach())

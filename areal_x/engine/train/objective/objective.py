@@ -23,7 +23,7 @@ from areal_x.engine.train.objective.corrections import CORRECTIONS, WHOLE_BATCH
 from areal_x.engine.train.objective.divergence import k3_divergence, kl_divergence
 from areal_x.engine.train.objective.inputs import LossInputs
 from areal_x.engine.train.objective.losses import LOSSES
-from areal_x.engine.train.objective.tokens import Correction, LossTokens, TokenLoss
+from areal_x.engine.train.objective.tokens import Correction, LossTokens, TokenLoss, where_true
 
 __all__ = ["Objective", "ObjectiveTerms"]
 
@@ -171,16 +171,18 @@ def _with_metrics(
     """The terms with those metrics that every objective has."""
     difference = tokens.drift.abs()
     divergence = k3_divergence(tokens.behaviour, tokens.proximal)
-    fresh = torch.ones_like(difference) if tokens.lag is None else (tokens.lag <= 0).to(difference.dtype)
+    fresh = torch.ones_like(difference)
+    if tokens.lag is not None:
+        torch.le(tokens.lag, 0, out=fresh)
     stale, num_fresh = 1.0 - fresh, fresh.sum()
-    sums["ratio_mean"] = _sum(tokens.ratio.detach())
+    sums["ratio_mean"] = _sum(tokens.ratio_value)
     sums["behaviour_difference_mean"] = _sum(difference)
     sums["behaviour_kl"] = _sum(divergence)
     sums["stale_fraction"] = stale.sum()
     stale_sums: dict[str, torch.Tensor] = {}
-    largest = {"ratio_max": tokens.ratio.detach(), "behaviour_difference_max": difference, **maxima}
+    largest = {"ratio_max": tokens.ratio_value, "behaviour_difference_max": difference, **maxima}
     if correction is not None:
-        weights, masked = correction.weights, (correction.weights == 0).to(difference.dtype)
+        weights, masked = correction.weights, where_true(torch.eq, correction.weights, 0.0)
         sums["behaviour_weight_mean"] = _sum(weights)
         sums["behaviour_masked_fraction"] = _sum(masked)
         sums.update({name: _sum(values) for name, values in correction.means.items()})

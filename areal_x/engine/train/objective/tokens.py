@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Correction", "LossTokens", "TokenLoss"]
+__all__ = ["Correction", "LossTokens", "TokenLoss", "where_true"]
 
 
 class TokenLoss(NamedTuple):
@@ -69,6 +69,11 @@ class LossTokens:
         return torch.exp(self.logprobs - self.anchor)
 
     @cached_property
+    def ratio_value(self) -> torch.Tensor:
+        """``ratio`` without gradient."""
+        return (self.logprobs.detach() - self.anchor).exp_()
+
+    @cached_property
     def drift(self) -> torch.Tensor:
         """log pi_prox - log mu, without gradient: older weights, and the engine's other arithmetic."""
         return self.proximal - self.behaviour
@@ -98,3 +103,9 @@ class LossTokens:
         """float64 [S]."""
         sums = torch.segment_reduce(values.detach().to(torch.float64), "sum", offsets=self._starts, unsafe=True)
         return self.sum_over_ranks(sums)
+
+
+def where_true(compare: Callable[..., torch.Tensor], values: torch.Tensor, other: torch.Tensor | float) -> torch.Tensor:
+    """1.0 where ``compare(values, other)`` holds, else 0.0, in the type of ``values``; on a CPU this is several times
+    faster than a mask and what is done with it."""
+    return compare(values, other, out=torch.empty_like(values))
