@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from areal_x.api.import_paths import is_import_path, split_library
-from areal_x.launch.compose import ConfigSource, compose_config, compose_tree
+from areal_x.launch.compose import ConfigSource, compose_config, compose_tree, to_yaml
 from areal_x.reward.configured import reward_function
 from areal_x.rollout.dataset import dataset_name
 
@@ -155,3 +155,20 @@ def test_metrics_on_a_page_are_written_somewhere(page: str) -> None:
         # Written out, or made of a family (`train/{name}`) and a last part that is written out.
         is_of_a_family = f"{prefix}/{{" in source and (not last or f'"{last}"' in source)
         assert f'"{name}"' in source or is_of_a_family, name
+
+
+def algorithm_pages() -> list[str]:
+    return [path.stem for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", algorithm_pages())
+def test_the_page_of_an_algorithm_shows_its_preset(name: str, tmp_path: Path) -> None:
+    """Both as a whole configuration: what a preset sets and the page does not, or sets otherwise, would differ."""
+    page = (DOCS / "en" / "algorithms" / f"{name}.md").read_text(encoding="utf-8")
+    (shown,) = [code for language, code in BLOCK.findall(page) if language == "yaml"]
+    file = tmp_path / "exp.yaml"
+    file.write_text("defaults: [quickstart, _self_]\n" + shown)
+    preset = compose_tree(ConfigSource.named("quickstart"), [f"algorithm={name}"])
+    page_tree, preset_tree = (yaml.safe_load(to_yaml(tree)) for tree in (compose_tree(ConfigSource.file(file)), preset))
+    for section in ("algorithm", "rollout", "reward"):
+        assert page_tree[section] == preset_tree[section]
