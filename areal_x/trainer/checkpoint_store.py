@@ -49,21 +49,13 @@ class CheckpointStore:
         directory: made with the first checkpoint.
         config: which ones are kept.
         identity: what this run's models are; see ``run_identity``. Default: not compared.
-        write_files: adds what is the same in every checkpoint to its directory; see ``write_model_files``.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        config: CheckpointConfig,
-        identity: Mapping[str, str] | None = None,
-        write_files: Callable[[Path], None] | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, config: CheckpointConfig, identity: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.num_failures_in_a_row = 0
         self._config = config
         self._identity = None if identity is None else dict(identity)
-        self._write_files = write_files
         self._lock = threading.RLock()
         self._known_values: dict[int, float] | None = None
 
@@ -94,8 +86,6 @@ class CheckpointStore:
         partial, path = self._path(step, PARTIAL), self._path(step)
         with self._lock:
             try:
-                if self._write_files is not None:
-                    self._write_files(partial)
                 manifest = write_manifest(partial, step, self._identity or {}, facts or {})
                 if path.exists():
                     self._remove(path)
