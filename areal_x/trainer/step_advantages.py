@@ -95,18 +95,18 @@ def _sum(total: Advantages | None, weight: float, found: Advantages) -> Advantag
 
 
 def _sample_means(batch: TrainBatch, sampled_N: BoolArray) -> FloatArray:
-    number_S, sum_S = (
-        np.diff(np.concatenate([[0], np.cumsum(values, dtype=np.float64)])[batch.offsets])
-        for values in (sampled_N, np.where(sampled_N, batch.advantages, 0.0))
-    )
+    sample_N = np.repeat(np.arange(len(batch)), batch.lengths)[sampled_N]
+    number_S = np.bincount(sample_N, minlength=len(batch))
+    sum_S = np.bincount(sample_N, weights=batch.advantages[sampled_N], minlength=len(batch))
     return (sum_S / np.maximum(number_S, 1)).astype(np.float32)
 
 
 def advantage_metrics(parts: Sequence[TrainBatch], advantages: FloatArray) -> dict[str, float]:
-    """Of the advantages of all trained tokens, and of one number for each sample that has a reward."""
+    """Of the advantages of all trained tokens, where they are finite, and of one number for each sample that has a
+    reward."""
     metrics = {}
     trained = np.concatenate([np.zeros(0, np.float32), *(part.advantages[part.loss_mask] for part in parts)])
-    if len(trained):
+    if len(trained) and np.isfinite(trained).all():
         metrics = {f"advantage/{name}": float(getattr(trained, name)()) for name in ("mean", "std", "min", "max")}
     if len(advantages):
         metrics["advantage/zero_fraction"] = float((advantages == 0).mean())

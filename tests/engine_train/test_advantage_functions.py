@@ -75,7 +75,7 @@ def check_tokens(found: Advantages, expected: np.ndarray[Any, Any], samples: Rew
 
 
 @given(made_samples(), st.sampled_from([1.0, 0.97]), st.sampled_from([1.0, 0.9, 0.0]))
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 def test_gae_is_that_of_its_equation(samples: RewardedSamples, discount: float, gae_lambda: float) -> None:
     assert samples.values is not None
     advantages, returns = np.zeros(len(samples.sampled)), np.zeros(len(samples.sampled))
@@ -95,7 +95,7 @@ def test_gae_is_that_of_its_equation(samples: RewardedSamples, discount: float, 
 
 
 @given(made_samples(), st.sampled_from([1.0, 0.9]), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_reinforce_pp_is_that_of_its_equation(samples: RewardedSamples, discount: float, baseline: bool) -> None:
     steps = steps_of(samples)
     rewards = np.array([reward for reward, _ in steps])
@@ -115,6 +115,7 @@ def test_reinforce_pp_is_that_of_its_equation(samples: RewardedSamples, discount
 
 
 @given(made_samples())
+@settings(deadline=None)
 def test_raft_learns_the_best_of_each_group_that_differs(samples: RewardedSamples) -> None:
     rewards = samples.penalized_rewards
     expected = []
@@ -128,6 +129,7 @@ def test_raft_learns_the_best_of_each_group_that_differs(samples: RewardedSample
 
 
 @given(made_samples())
+@settings(deadline=None)
 def test_penalties_are_taken_from_the_reward_before_the_baseline(samples: RewardedSamples) -> None:
     sums, start = [], 0
     for length in samples.lengths:
