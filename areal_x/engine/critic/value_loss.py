@@ -15,7 +15,7 @@ def value_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The clipped loss of a value, summed over tokens:
 
-        1/2 max((V - R)^2, (V_old + clamp(V - V_old, -clip, clip) - R)^2)
+        1/2 max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2)
 
     J. Schulman et al., "Proximal Policy Optimization Algorithms" (https://arxiv.org/abs/1707.06347), in the form of the
     authors' implementation (https://arxiv.org/abs/2005.12729, section 3). A value that has moved further than ``clip``
@@ -35,6 +35,6 @@ def value_loss(
     if clip is None:
         loss = 0.5 * error.sum()
         return loss, torch.stack([loss.detach(), torch.zeros_like(loss)]).to(torch.float64)
-    clamped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    clamped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
     loss = 0.5 * torch.maximum(error, clamped).sum()
     return loss, torch.stack([loss.detach(), (clamped > error).sum().to(loss.dtype)]).to(torch.float64)
