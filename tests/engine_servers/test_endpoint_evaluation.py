@@ -53,7 +53,7 @@ async def test_an_endpoint_is_evaluated(tmp_path: Path, chat: bool) -> None:
     endpoint = FakeEndpoint(adds)
     status, stdout, stderr = await evaluate(tmp_path, endpoint, f"data.chat_template={str(chat).lower()}")
     assert status == 0, stderr
-    assert "eval/arithmetic/accuracy 1.0000" in stdout
+    assert re.search(r"^  accuracy +1\.0000$", stdout, re.MULTILINE)
     assert len(endpoint.bodies) == 8 and {body["model"] for body in endpoint.bodies} == {"m"}
     written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert written and not [path for path in written if KEY.encode() in path.read_bytes()]

@@ -19,7 +19,7 @@ from areal_x.api.records import FloatArray, TrainBatch, Trajectory, TrajectoryGr
 from areal_x.api.reward_records import RewardOutcome
 from areal_x.engine.train.advantages import load_advantage
 from areal_x.trainer.batch import build_batch, weighted_rewards
-from areal_x.trainer.evaluation import accuracy, evaluation_metrics
+from areal_x.trainer.evaluation_metrics import accuracy, evaluation_metrics
 from areal_x.trainer.reward_metrics import reward_metrics
 from areal_x.trainer.run_directory import create_run_directory
 from areal_x.trainer.sample_records import choose_rows, sample_records

@@ -89,6 +89,8 @@ def test_synchronous_runs_of_one_seed_are_bitwise_equal(tmp_path: Path) -> None:
     for name, seed in (("first", 5), ("again", 5), ("other", 6)):
         (tmp_path / name).mkdir()
         changes = [*TINY, "rollout.max_staleness=0", f"seed={seed}", "sft.enabled=true", "sft.steps=10"]
+        changes += ["evaluation.every_steps=1", "evaluation.group_size=2", "evaluation.sampling.temperature=1.0"]
+        changes += [f"evaluation.sets.{name}.path=arithmetic" for name in ("some", "others")]
         runs[name] = run_command(tmp_path / name, "train", "--config-name", "quickstart", *changes)
         assert runs[name].status == 0, runs[name].stderr
     metrics = {name: repeatable(run.rows()) for name, run in runs.items()}
@@ -101,3 +103,4 @@ def test_synchronous_runs_of_one_seed_are_bitwise_equal(tmp_path: Path) -> None:
     assert weights["first"] != weights["other"]
     lags = {name for row in metrics["first"] for name in row if name.startswith("staleness/lag/")}
     assert lags == {"staleness/lag/0"}
+    assert [row["step"] for row in metrics["first"] if "eval/others/accuracy" in row] == [0, 1, 2, 3]
