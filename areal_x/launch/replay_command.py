@@ -30,9 +30,12 @@ def run_replay(path: Path, overrides: Sequence[str]) -> None:
         weights = Path(str(config.model.path))
     elif not weights.is_dir():
         raise ConfigError(f"{path}: the run went on, so its weights were not kept; name some with model.path=FOLDER")
+    from transformers.utils import logging as transformers_logging
+
     from areal_x.trainer.replay import replay, replay_lines
     from areal_x.trainer.skipped_batches import read_skipped
 
+    transformers_logging.disable_progress_bar()
     skipped = read_skipped(path)
     print(f"step {skipped.step}, weights of version {skipped.version}: {weights}")
     print("\n".join(replay_lines(replay(config, path, str(weights)))))

@@ -82,7 +82,8 @@ class NonFiniteSteps:
         where = self._keep(SkippedBatch(step, self._engine.version if version is None else version, batch))
         if self.num_in_a_row >= self._max_in_a_row:
             raise NonFiniteError(self._spent(step, cause, where))
-        return f"step {step} was skipped, as a whole or in part: {cause}{look}; {where}"
+        in_part = " in part" if "train/grad_norm" in metrics else ""
+        return f"step {step} was skipped{in_part}: {cause}{look}; {where}"
 
     def _look(self, batch: TrainBatch) -> str:
         """Where a number that is not finite comes from, as far as one pass over the batch shows."""

@@ -27,8 +27,9 @@ def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     if not groups:
         return {}
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    processed = [group.rewards[~np.isnan(group.rewards)] for group in groups]
-    raw = np.concatenate([_raw_rewards(group)[~np.isnan(group.rewards)] for group in groups])
+    # Sums of float32 rewards may be larger than float32.
+    processed = [group.rewards[~np.isnan(group.rewards)].astype(np.float64) for group in groups]
+    raw = np.concatenate([_raw_rewards(group)[~np.isnan(group.rewards)] for group in groups]).astype(np.float64)
     num_generated = np.array([trajectory.num_sampled for trajectory in trajectories])
     reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
     seconds = [t.outcome.seconds for t in trajectories if t.outcome is not None]

@@ -100,18 +100,21 @@ def test_advantages_that_are_not_finite_are_found() -> None:
 
 
 def test_too_many_in_a_row_end_the_run(engine: FSDPEngine, tmp_path: Path) -> None:
-    watch = NonFiniteSteps(2, tmp_path / "skipped", engine)
+    watch = NonFiniteSteps(3, tmp_path / "skipped", engine)
     good, bad, nothing = make_batch(1.0, -1.0), make_batch(1.0, HUGE), make_batch(1.0, 1.0)
     nothing.loss_mask[:] = False
     assert watch.on_step(1, [good], engine.train_step(good)) is None
     note = watch.on_step(2, [bad], engine.train_step(bad))
-    assert note is not None and "step 2 was skipped, as a whole or in part: the gradient is not finite" in note
+    assert note is not None and "step 2 was skipped: the gradient is not finite" in note
     assert "an advantage has the size 3e+38: sequence 1 (group 0), token 2" in note and "step_000002.npz" in note
+    in_part = {"train/grad_norm": 1.0, "critic/nonfinite_losses": 1.0}
+    assert str(watch.on_step(2, [good], in_part)).startswith("step 2 was skipped in part: the loss of the critic is")
     assert watch.on_step(3, [good], engine.train_step(good)) is None and watch.num_in_a_row == 0
     watch.on_step(4, [bad], engine.train_step(bad))
+    watch.on_step(4, [bad], engine.train_step(bad))
     # Neither good nor bad.
-    assert watch.on_step(5, [nothing], engine.train_step(nothing)) is None and watch.num_in_a_row == 1
-    with pytest.raises(NonFiniteError, match=r"max_skipped_in_a_row=2 in a row: .*; the first was step 4; an adv"):
+    assert watch.on_step(5, [nothing], engine.train_step(nothing)) is None and watch.num_in_a_row == 2
+    with pytest.raises(NonFiniteError, match=r"max_skipped_in_a_row=3 in a row: .*; the first was step 4; an adv"):
         watch.on_step(6, [bad], engine.train_step(bad))
     assert (tmp_path / "skipped" / "policy" / "config.json").is_file()
 
