@@ -105,7 +105,7 @@ def test_an_async_reward_with_parts(folder: Path) -> None:
     assert (row["reward/mean"], row["reward/format"], row["reward/accuracy"]) == (0.5, 1.0, 0.0)
 
 
-def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 40.0) -> None:
+def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 100.0) -> None:
     """Read the process's lines up to one with ``text``; the test's own deadline bounds the wait."""
     assert process.stdout is not None
     deadline = time.monotonic() + seconds
