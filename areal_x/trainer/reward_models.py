@@ -27,6 +27,7 @@ from areal_x.api.reward_records import RewardError, RewardOutcome
 from areal_x.engine.ranks.rank_context import RankContext
 from areal_x.engine.ranks.rank_group import RankGroup, device_of_rank
 from areal_x.engine.reward_model.conversations import Conversation, ConversationRenderer
+from areal_x.engine.reward_model.rendering import Messages
 from areal_x.engine.reward_model.scorer import make_scorer
 from areal_x.engine.reward_model.scoring_batch import (
     PartScores,
@@ -249,14 +250,9 @@ class RewardModels:
     ) -> list[RewardOutcome]:
         """Render, score, and say how it ended for each sample. Runs on the trainer's thread."""
         started_at = time.monotonic()
-        outcomes: list[RewardOutcome | None] = []
-        conversations: list[Conversation] = []
-        for sample in samples:
-            try:
-                conversations.append(self._render(model, sample))
-                outcomes.append(None)
-            except RewardError as error:
-                outcomes.append(RewardOutcome("error", error=str(error)))
+        found = self._render(model, samples)
+        outcomes = [RewardOutcome("error", error=str(one)) if isinstance(one, RewardError) else None for one in found]
+        conversations = [one for one in found if not isinstance(one, RewardError)]
         rendered = [place for place, outcome in enumerate(outcomes) if outcome is None]
         scores: list[list[float]] = []
         assert model.scorers is not None
@@ -276,14 +272,21 @@ class RewardModels:
             outcome.started_at, outcome.seconds = started_at, seconds
         return finished
 
-    def _render(self, model: LoopModel, sample: ScoredSample) -> Conversation:
-        last = sample.last
-        if not last.prompt and not last.completion:
-            raise RewardError(
-                f"{model.key}: the workflow gave no text; pass prompt=... and completion=... to its Trajectory"
-            )
-        turns = last.metadata.get(TURNS) if model.config.chat_template else None
-        return model.renderer.render(prompt_of(sample, self._data), turns or last.completion)
+    def _render(self, model: LoopModel, samples: Sequence[ScoredSample]) -> list[Conversation | RewardError]:
+        """The conversation of each sample; where it has none that can be scored, why."""
+        asked: list[tuple[str | Messages, str | Messages]] = []
+        for sample in samples:
+            last = sample.last
+            turns = last.metadata.get(TURNS) if model.config.chat_template else None
+            asked.append((prompt_of(sample, self._data), turns or last.completion))
+        found = model.renderer.render_all(asked)
+        silent = RewardError(
+            f"{model.key}: the workflow gave no text; pass prompt=... and completion=... to its Trajectory"
+        )
+        return [
+            one if sample.last.prompt or sample.last.completion else silent
+            for sample, one in zip(samples, found, strict=True)
+        ]
 
 
 def _add(metrics: dict[str, float], name: str, value: float) -> None:

@@ -136,3 +136,30 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ConfigError, match=r"reward_model\.path=.*there is no tokenizer beside the model"):
         renderer_of(path)
+
+
+@pytest.mark.parametrize("separator", [None, "\n\n"])
+def test_many_conversations_are_rendered_as_each_alone(
+    sequence_model: Path, token_model: Path, separator: str | None
+) -> None:
+    asked = [
+        ("two", "five"),
+        ("What is the sum?", "First.\n\nThen five."),
+        ("add " * 400, "x"),
+        ("", ""),
+        ("two", "five"),
+    ]
+    for path in (sequence_model, token_model):
+        renderer = renderer_of(path, step_separator=separator if path == token_model else None, max_length=64)
+        together = renderer.render_all([*asked, ("two", [{"role": "assistant"}])])
+        for (prompt, completion), found in zip(asked, together, strict=False):
+            if isinstance(found, RewardError):
+                with pytest.raises(RewardError) as caught:
+                    renderer.render(prompt, completion)
+                assert str(caught.value) == str(found) and "tokens of the reward model" in str(found)
+            else:
+                alone = renderer.render(prompt, completion)
+                assert alone.ids.tolist() == found.ids.tolist()
+                assert alone.positions.tolist() == found.positions.tolist()
+        assert [isinstance(found, RewardError) for found in together] == [False, False, True, False, False, True]
+        assert renderer.render_all([]) == []

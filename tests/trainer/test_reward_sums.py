@@ -103,11 +103,14 @@ def test_scores_are_normalized_before_the_sum_like_rule_rewards() -> None:
 class StubRenderer:
     """Renders to as many tokens as the text has letters; ``bad`` cannot be rendered."""
 
-    def render(self, prompt: Any, completion: Any) -> Conversation:
-        if completion == "bad":
-            raise RewardError("cannot be rendered")
-        self.seen = completion
-        return Conversation(np.zeros(len(str(completion)), np.int32), np.array([0, 1]))
+    def render_all(self, conversations: list[tuple[Any, Any]]) -> list[Conversation | RewardError]:
+        self.seen = conversations[-1][1]
+        return [
+            RewardError("cannot be rendered")
+            if completion == "bad"
+            else Conversation(np.zeros(len(str(completion)), np.int32), np.array([0, 1]))
+            for _, completion in conversations
+        ]
 
 
 class StubScorers:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,41 +82,66 @@ class ConversationRenderer:
             self._check_template()
 
     def render(self, prompt: str | Messages, completion: str | Messages) -> Conversation:
-        """The ids of one conversation, its end included. Of several messages, the last one's steps are scored.
+        """As ``render_all``, of one conversation; raises what is wrong with it."""
+        (rendered,) = self.render_all([(prompt, completion)])
+        if isinstance(rendered, RewardError):
+            raise rendered
+        return rendered
 
-        Raises:
-            RewardError: it cannot be rendered, or is too long to be scored.
+    def render_all(
+        self, conversations: Iterable[tuple[str | Messages, str | Messages]]
+    ) -> list[Conversation | RewardError]:
+        """The ids of each (prompt, completion), its end included. Of several messages, the last one's steps are scored.
+
+        A conversation that cannot be rendered, or is too long to be scored, is an error in its place. All texts go to
+        the tokenizer in one call, which costs far less than one for each.
         """
+        texts = [self._text(*conversation) for conversation in conversations]
+        good = [text for text in texts if not isinstance(text, RewardError)]
+        encoded = iter(self._encode([text for text, _ in good]) if good else ())
+        return [text if isinstance(text, RewardError) else self._placed(*text, *next(encoded)) for text in texts]
+
+    def _text(self, prompt: str | Messages, completion: str | Messages) -> tuple[str, str] | RewardError:
+        """The text of a conversation, and the answer in it."""
         try:
             text = conversation_text(self._tokenizer, prompt, completion, self._config.chat_template)
-            answer = completion if isinstance(completion, str) else str(completion[-1]["content"])
+            return text, completion if isinstance(completion, str) else str(completion[-1]["content"])
         except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise RewardError(f"{self._key}: the conversation cannot be rendered: {error}") from error
+            return RewardError(f"{self._key}: the conversation cannot be rendered: {error}")
+
+    def _encode(self, texts: list[str]) -> Iterator[tuple[IntArray, Indices | None]]:
+        """The ids of each text and, where scores are those of tokens, the place in the text where each of them ends."""
         needs_places = self._files.head == "token"
         encoded = self._tokenizer(
-            text, add_special_tokens=not self._config.chat_template, return_offsets_mapping=needs_places
+            texts, add_special_tokens=not self._config.chat_template, return_offsets_mapping=needs_places
         )
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        for place, ids in enumerate(encoded["input_ids"]):
+            offsets = encoded["offset_mapping"][place] if needs_places else None
+            ends = None if offsets is None else np.asarray([end for _, end in offsets], dtype=np.int64)
+            yield np.asarray(ids, dtype=np.int32), ends
+
+    def _placed(self, text: str, answer: str, ids: IntArray, ends: Indices | None) -> Conversation | RewardError:
+        """The conversation with the tokens at which its scores are read."""
         if len(ids) > self._max_tokens:
-            raise RewardError(
+            return RewardError(
                 f"{self._key}: the conversation has {len(ids)} tokens of the reward model; it takes {self._max_tokens} "
                 f"({self._key}.max_length={self._config.max_length})"
             )
         if not len(ids):
-            raise RewardError(f"{self._key}: the conversation is empty")
-        if needs_places:
-            ends = np.asarray([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
-            return Conversation(ids, self._step_positions(text, answer, ends))
+            return RewardError(f"{self._key}: the conversation is empty")
+        if ends is not None:
+            positions = self._step_positions(text, answer, ends)
+            return positions if isinstance(positions, RewardError) else Conversation(ids, positions)
         kept = np.flatnonzero(ids != self._pad)
         return Conversation(ids, np.array([kept[-1] if len(kept) else len(ids) - 1], dtype=np.int64))
 
-    def _step_positions(self, text: str, completion: str, ends: Indices) -> Indices:
+    def _step_positions(self, text: str, completion: str, ends: Indices) -> Indices | RewardError:
         """The token that holds the last character of each step; ``ends`` is where each token ends in ``text``."""
         shown = completion if completion in text else completion.strip()
         start = text.rfind(shown) if shown else -1
         if start < 0:
             if shown:
-                raise RewardError(f"{self._key}: the chat template changes the completion, so its steps are not found")
+                return RewardError(f"{self._key}: the chat template changes the completion, so its steps are not found")
             return np.array([len(ends) - 1], dtype=np.int64)
         cuts = _step_ends(shown, self._config.step_separator)
         # A special token that a tokenizer adds covers no text; its end is 0, so only a running maximum ascends.
