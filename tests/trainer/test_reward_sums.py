@@ -104,7 +104,7 @@ class StubRenderer:
     """Renders to as many tokens as the text has letters; ``bad`` cannot be rendered."""
 
     def render_all(self, conversations: list[tuple[Any, Any]]) -> list[Conversation | RewardError]:
-        self.seen = conversations[-1][1]
+        self.seen = conversations[-1][1] if conversations else None
         return [
             RewardError("cannot be rendered")
             if completion == "bad"
