@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 __all__ = ["add_arguments"]
@@ -39,5 +40,5 @@ def _export(arguments: argparse.Namespace) -> int:
         base_model=arguments.base_model,
         trust_remote_code=arguments.trust_remote_code,
     )
-    print(f"wrote {arguments.output}; use it with model.path={arguments.output}")
+    print(f"wrote {arguments.output}; use it with model.path={arguments.output}", file=sys.stdout)
     return 0

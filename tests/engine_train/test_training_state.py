@@ -223,3 +223,40 @@ def test_what_cannot_be_written_is_told_at_the_end_and_leaves_ranks_usable(
         both.end_checkpoint()
     both.sft_step(make_batch([3, 2]))
     both.restore_checkpoint(written(both, tmp_path / "next"))
+
+
+def test_a_reference_in_the_state_needs_one_here(make_model: MakeModel, make_batch: MakeBatch, tmp_path: Path) -> None:
+    path = make_model()
+    engine = FSDPEngine(*settings(path, kl=0.1), reference=ReferenceConfig(ema_decay=0.5))
+    engine.sft_step(make_batch([3, 2]))
+    engine.update_reference()
+    with pytest.raises(CheckpointError, match=r"it has reference\.model.*, which is not here"):
+        FSDPEngine(*settings(path)).restore_checkpoint(written(engine, tmp_path / "state"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_state_of_a_gpu_goes_on_there_and_on_a_cpu(
+    make_model: MakeModel, make_batch: MakeBatch, tmp_path: Path, group_of_one: None, offload: bool
+) -> None:
+    path, batch = make_model(), make_batch([3, 2, 4])
+
+    def engine_on(device: str) -> FSDPEngine:
+        given = settings(path, cpu_offload=offload and device == "cuda")
+        return FSDPEngine(*given[:3], ModelConfig(device=device))
+
+    engine = engine_on("cuda")
+    engine.sft_step(batch)
+    before = {name: weight.cpu() for name, weight in weights(engine).items()}
+    state = written(engine, tmp_path / "state")
+    drawn = torch.rand(3, device="cuda")
+    again = engine_on("cuda")
+    again.restore_checkpoint(state)
+    assert torch.equal(torch.rand(3, device="cuda"), drawn)
+    engine.sft_step(batch), again.sft_step(batch)
+    ours, theirs = weights(engine), weights(again)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    on_cpu = engine_on("cpu")
+    on_cpu.restore_checkpoint(state)
+    assert difference(on_cpu, before) == 0.0

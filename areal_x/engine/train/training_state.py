@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from areal_x.api.errors import CheckpointError, EngineError
 from areal_x.engine.ranks.rank_context import ONE_RANK, RankContext
@@ -89,7 +91,7 @@ class TrainingState:
         moving = [name for name, parameter in self._trained.items() if MOMENTS[0] in self._optimizer.state[parameter]]
         tensors = self._weights() | self._moments(moving) | self._steps(moving) | dict(others or {})
         if self._ranks.num_ranks > 1 and self._ranks.rank > 0:
-            tensors = {name: tensor for name, tensor in tensors.items() if hasattr(tensor, "device_mesh")}
+            tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
         if self._image is None or not self._image.fits(tensors):
             self._image = None  # Its memory is free before the new one takes some.
             self._image = FileImage(tensors, pinned=self._device.type == "cuda")
@@ -170,12 +172,12 @@ class TrainingState:
         reader.check(tensors)
         moving = reader.facts["optimizer"]["with_moments"]
         wanted = {*tensors, *(f"optimizer.{moment}.{name}" for moment in MOMENTS for name in moving)}
-        foreign = reader.shapes.keys() - wanted - {_STEPS}
+        foreign = sorted(reader.shapes.keys() - wanted - {_STEPS})
         if foreign or reader.facts["frozen"] != list(self._frozen):
-            first = min(foreign or {*reader.facts["frozen"]} ^ {*self._frozen})
+            what = f"it has {foreign[0]}, which is not here" if foreign else "other weights of it were not trained"
             raise CheckpointError(
-                f"checkpoint {reader.path} is from another model: {first} of {'it' if foreign else 'one'} is not of "
-                "the other; give the configuration that it was written with"
+                f"checkpoint {reader.path} is from another model: {what}; give the configuration that it was written "
+                "with"
             )
         return tensors
 
@@ -230,7 +232,7 @@ class _Writer(threading.Thread):
         except OSError as error:
             fix = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
             self.problem = f"{error.strerror or error}{fix}"
-            print(f"checkpoint {self.path}: {self.problem}", flush=True)
+            print(f"checkpoint {self.path}: {self.problem}", file=sys.stderr, flush=True)
         else:
             self.problem = None
 
