@@ -246,9 +246,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from areal_x.launch.replay_command import run_replay
+    from areal_x.launch.replay_command import replay_file
 
-    run_replay(arguments.batch, arguments.overrides)
+    print("\n".join(replay_file(arguments.batch, arguments.overrides)))
     return 0
 
 

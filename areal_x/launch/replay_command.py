@@ -8,11 +8,11 @@ from pathlib import Path
 from areal_x.api.errors import ConfigError
 from areal_x.launch.compose import ConfigSource, compose_config, parse_override
 
-__all__ = ["run_replay"]
+__all__ = ["replay_file"]
 
 
-def run_replay(path: Path, overrides: Sequence[str]) -> None:
-    """Print which sequences of the batch in ``path`` are not finite, with the weights that ended the run or those of
+def replay_file(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Say which sequences of the batch in ``path`` are not finite, with the weights that ended the run or those of
     ``model.path``.
 
     Raises:
@@ -37,5 +37,5 @@ def run_replay(path: Path, overrides: Sequence[str]) -> None:
 
     transformers_logging.disable_progress_bar()
     skipped = read_skipped(path)
-    print(f"step {skipped.step}, weights of version {skipped.version}: {weights}")
-    print("\n".join(replay_lines(replay(config, path, str(weights)))))
+    lines = replay_lines(replay(config, path, str(weights)))
+    return [f"step {skipped.step}, weights of version {skipped.version}: {weights}", *lines]

@@ -93,6 +93,7 @@ def test_a_dry_run_prints_the_whole_config_and_starts_nothing(started: list[Any]
         (["eval", "--config-name", "quickstart"], "model.path is not set"),
         (["config", "show", "nope"], "no shipped config 'nope'"),
         (["report", "."], "not a run"),
+        (["replay", "runs/x/skipped/step_000001.npz"], "no such file; runs keep batches of skipped steps"),
         (["init-model", "out"], "add --data FILE"),
         (["init-model", "out", "--data", "nope.jsonl"], "nope.jsonl: no such file"),
     ],
