@@ -100,3 +100,6 @@ def _check_samples(config: ExperimentConfig, key: str, filled: EvaluationSetConf
             if k > 1 and filled.sampling.temperature == 0:
                 fix = f"greedy samples of a prompt are all alike; set {key}.sampling.temperature above 0"
                 raise bad_value(f"evaluation.{field}", k, fix)
+    if filled.group_size > 1 and filled.sampling.temperature == 0:
+        fix = f"greedy samples of a prompt are all alike; use 1, or set {key}.sampling.temperature above 0"
+        raise bad_value(f"{key}.group_size", filled.group_size, fix)

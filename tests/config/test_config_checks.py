@@ -122,6 +122,7 @@ def assign(config: ExperimentConfig, key: str, value: Any) -> None:
         ("sft.batch_size", 0, "must be 1 or more"),
         ("evaluation.every_steps", -1, "must be 0 or more"),
         ("evaluation.limit", 0, "must be 1 or more"),
+        ("evaluation.group_size", 4, "greedy samples of a prompt are all alike; use 1, or set evaluation.sampling.t"),
         ("observe.trajectories_per_step", -2, "must be -1 or more"),
     ],
 )
