@@ -46,7 +46,8 @@ class Chancy(CountingWorkflow):
         if chance < 0.2:
             return None
         status = "error" if chance < 0.3 else "ok"
-        outcome = RewardOutcome(status, None if status == "error" else chance, {"chance": chance}, {"tags": ["a"]})
+        status_of: Any = status
+        outcome = RewardOutcome(status_of, None if status == "error" else chance, {"chance": chance}, {"tags": ["a"]})
         trajectories = [Trajectory.from_response(response, outcome) for _ in range(1 + (chance > 0.8))]
         await asyncio.sleep(0.001 * chance)
         return trajectories
@@ -205,3 +206,43 @@ def test_a_group_gets_its_item_again() -> None:
             index, item = drawn[group_id]
             assert again.place(group_id) == (group_id // size, index)
             assert again.item_at(group_id) is item
+
+
+async def test_groups_that_models_score_come_back_with_what_they_share(tmp_path: Path) -> None:
+    """A group that waits for reward models has its verdict after the resume; no outcome is counted twice."""
+    stream = DataStream([{"n": number} for number in range(17)], seed=3)
+    hooks = GroupHooks(group_filter=reject_some, waits_for_models=True)
+    options: dict[str, Any] = {"groups_per_step": GROUPS, "group_size": 2, "lockstep": False, "hooks": hooks}
+    executor = make_executor(ScriptedEngine(random_script(5)), items=(item for _, item in stream), **options)
+    async with running(executor):
+        while executor.num_ready_groups < 2:
+            await asyncio.sleep(0.001)
+        executor.snapshot().write(tmp_path)
+        await executor.next_candidates(1)
+        with pytest.raises(RuntimeError, match="holds groups"):
+            executor.snapshot()
+    again = DataStream([{"n": number} for number in range(17)], seed=3)
+    start = read_rollout_state(tmp_path, again.item_at)
+    ready, submitted = sorted(one.group_id for one in start.ready), start.counts.submitted
+    assert len(ready) >= 2
+    for _ in range(start.next_group_id):
+        next(again)
+    ends: list[int] = []
+    engine = ScriptedEngine(random_script(6))
+    executor = make_executor(
+        engine,
+        items=(item for _, item in again),
+        start=start,
+        on_prompt=lambda end: ends.append(end.group_id),
+        **options,
+    )
+    async with running(executor):
+        groups = await executor.next_candidates(len(ready))
+        assert [group.group_id for group in groups] == ready
+        for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
+            trajectory.outcome = RewardOutcome("ok", 7.0)
+        trained = executor.settle_candidates([])
+        executor.check_conservation()
+        assert all((group.rewards == 7.0).all() for group in trained), "the scores did not reach the groups"
+        assert sorted([*ends, *(group.group_id for group in trained)]) == ready
+        assert executor.counts.submitted >= submitted
