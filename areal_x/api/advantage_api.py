@@ -26,7 +26,7 @@ class RewardedSamples:
     group_ids: npt.NDArray[np.int64]
     """Samples of one prompt have the same, [S]. Groups may differ in size."""
     lengths: IntArray
-    """Tokens of each sample, [S]."""
+    """Tokens of each sample, 1 or more, [S]."""
     sampled: BoolArray
     """Whether an engine sampled the token, [N]; false in prompts and in what came between turns."""
     trained: BoolArray
@@ -49,9 +49,8 @@ class RewardedSamples:
         """The rewards less the KL penalties of each sample's tokens, [S]."""
         if self.kl_penalties is None:
             return self.rewards
-        sums = np.concatenate([[0.0], np.cumsum(self.kl_penalties, dtype=np.float64)])
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        return (self.rewards - (sums[ends] - sums[ends - self.lengths])).astype(np.float32)
+        starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        return (self.rewards - np.add.reduceat(self.kl_penalties, starts, dtype=np.float64)).astype(np.float32)
 
     def per_token(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """A value for each sample as one for each of its tokens: [S] to [N]."""
