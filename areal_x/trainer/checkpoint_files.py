@@ -57,7 +57,7 @@ def open_checkpoint(path: Path, identity: Mapping[str, str] | None = None) -> Ch
     """Verify a checkpoint: its manifest, the size and checksum of each file, and what its models are.
 
     Args:
-        identity: what they have to be. Default: not compared.
+        identity: what they have to be, as far as it says. Default: not compared.
 
     Raises:
         CheckpointError: names the directory, what is wrong with it, and what to do.
@@ -157,12 +157,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_identity(path: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
+    for key in sorted(wanted):
+        if found.get(key) != wanted[key]:
             raise CheckpointError(
-                f"checkpoint {path} is from another model: its {key} is {found.get(key, 'not there')}, and this run's "
-                f"is {wanted.get(key, 'not there')}; give the configuration that it was written with, or start anew "
-                "with resume=never"
+                f"checkpoint {path} is from another model: its {key} is {found.get(key, 'not told')}, and this run's "
+                f"is {wanted[key]}; give the configuration that it was written with, or start anew with resume=never"
             )
 
 

@@ -121,9 +121,12 @@ def _store(directory: Path, config: ExperimentConfig) -> CheckpointStore:
 
 
 def _identity(directory: Path, config: ExperimentConfig) -> dict[str, str] | None:
-    """What the run's models are; ``None`` where the model that it made for itself is gone."""
+    """The run's policy; ``None`` where the model that it made for itself is gone. Adapters and further models are
+    compared with the configuration."""
     model_path = config.model.path or directory / INITIAL_MODEL
-    return None if isinstance(model_path, Path) and not model_path.is_dir() else run_identity(config, model_path)
+    if isinstance(model_path, Path) and not model_path.is_dir():
+        return None
+    return {"model": run_identity(config, model_path)["model"]}
 
 
 def _newest(directory: Path, config: ExperimentConfig) -> Checkpoint | None:

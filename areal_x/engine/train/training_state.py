@@ -122,7 +122,7 @@ class TrainingState:
         problem = writer.problem
         if writer.is_alive():
             self._image = None  # Still in use, so the next checkpoint gets memory of its own.
-            problem = f"not written within {self._timeout:g} s"
+            problem = f"not written within {self._timeout:g} s (half of train.rank_timeout_seconds)"
         self._agree(writer.path, None if problem is None else CheckpointError(f"checkpoint {writer.path}: {problem}"))
 
     def restore(self, path: Path, others: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
