@@ -345,11 +345,6 @@ def _lasting(model_path: Path | str) -> str:
     return str(Path(model_path).resolve()) if Path(model_path).is_dir() else str(model_path)
 
 
-def _lasting(model_path: Path | str) -> str:
-    """A name of the model that is right in any working directory."""
-    return str(Path(model_path).resolve()) if Path(model_path).is_dir() else str(model_path)
-
-
 def _predicted(batch: TrainBatch) -> BoolMask:
     """The tokens that have a log-probability: all but the first of each sequence."""
     wanted = np.ones(len(batch.input_ids), dtype=np.bool_)
