@@ -9,7 +9,7 @@ Reward models score a step's groups before ``PolicyStep`` (``reward_models.py``)
 are replaced by further ones.
 
 A step is taken in parts, each when the trainer gets to it: what is finished while a step goes on can still join it, and
-so waits, and ages, less. Synchronous steps and mini-batches take the whole batch.
+so waits, and ages, less. Synchronous steps, mini-batches and algorithms that look at all samples take the whole batch.
 Weights are staged (copied out) before the next step may change them, and become live while that step trains already.
 
 Colocated, engine and trainer share a device and take turns: a step takes all its groups, the engine sleeps, the trainer

@@ -149,7 +149,10 @@ def test_a_wrong_override_is_named(overrides: list[str], expected: str) -> None:
         ("name: \tx: y:\n", "not YAML"),
         ("- 3\n", ":1: expected a mapping"),
         ("# a\ndefaults: [nope]\nname: x\n", "exp.yaml:2: no config 'nope'"),
-        ("name: x\ndefaults:\n  - algorithm: grpoo\n", "exp.yaml:3: no preset 'grpoo' of algorithm; did you mean grpo?"),
+        (
+            "name: x\ndefaults:\n  - algorithm: grpoo\n",
+            "exp.yaml:3: no preset 'grpoo' of algorithm; did you mean grpo?",
+        ),
         ("defaults: [exp]\n", "its defaults name the file itself"),
         ("defaults: 3\n", "defaults must be a list"),
         ("name: x\n", "data.path is not set; add data.path=VALUE"),
@@ -167,6 +170,19 @@ def test_a_mistake_in_a_preset_names_the_preset(tmp_path: Path) -> None:
     (tmp_path / "algorithm" / "mine.yaml").write_text("name: grpo\nclip_low: much\n")
     with pytest.raises(ConfigError, match=r"algorithm/mine\.yaml:2: algorithm\.clip_low: 'much' is not a number"):
         compose_config(write(tmp_path, "defaults: [{algorithm: mine}, _self_]\nname: x\ndata: {path: x}\n"))
+
+
+def test_a_mistake_in_a_preset_of_several_sections_names_the_preset(tmp_path: Path) -> None:
+    (tmp_path / "algorithm").mkdir()
+    preset = tmp_path / "algorithm" / "mine.yaml"
+    preset.write_text("# @package _global_\n# Mine.\nalgorithm: {name: mine}\nrollout:\n  max_redraw: 3\n")
+    source = write(tmp_path, "defaults:\n  - quickstart\n  - _self_\nname: x\n")
+    with pytest.raises(ConfigError) as caught:
+        compose_config(source, ["algorithm=mine"])
+    assert "mine.yaml:5: unknown key 'rollout.max_redraw'; did you mean rollout.max_redraws?" in str(caught.value)
+    preset.write_text("# @package _global_\nalgorithm: {name: mine}\nrollout: {max_redraws: 3}\n")
+    config = compose_config(source, ["algorithm=mine"])
+    assert (config.algorithm.name, config.rollout.max_redraws) == ("mine", 3)
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "folder", "exp.yml"])

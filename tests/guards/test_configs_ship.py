@@ -62,7 +62,12 @@ def test_configs_are_sparse_and_say_what_they_do() -> None:
 
 def test_configs_of_the_examples_compose() -> None:
     for path in sorted((ROOT / "examples").rglob("*.yaml")):
-        compose_tree(ConfigSource.file(path))
+        if path.parent.name in config_groups():
+            compose_tree(
+                ConfigSource.file(next(path.parent.parent.glob("*.yaml"))), [f"{path.parent.name}={path.stem}"]
+            )
+        else:
+            compose_tree(ConfigSource.file(path))
 
 
 @pytest.fixture(scope="module")
