@@ -22,6 +22,7 @@ from areal_x.api.errors import ConfigError, EngineError
 from areal_x.api.records import NOT_GENERATED, TrainBatch
 from areal_x.engine.critic.critic_engine import CriticEngine
 from areal_x.engine.critic.value_loss import value_loss
+from areal_x.engine.train.sharding import local_rows
 
 CPU = ModelConfig(device="cpu")
 
@@ -128,6 +129,22 @@ def test_offload_gives_the_same_bits(make_model, make_batch, tmp_path: Path) -> 
         assert moments and sum(value.untyped_storage().nbytes() for value in moments) == 0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_offload_frees_a_gpu(make_model, make_batch, group_of_one: None) -> None:
+    """In bfloat16, where one rank's weights are sharded tensors, too."""
+    path, batch = make_model(), with_targets(make_batch([4, 4]))
+    train, algorithm, model = TrainConfig(micro_batch_tokens=64), AlgorithmConfig(), ModelConfig(device="cuda")
+    kept, moved = (
+        CriticEngine(path, CriticConfig(learning_rate=1e-2, offload=offload), train, algorithm, model)
+        for offload in (False, True)
+    )
+    for _ in range(3):
+        assert kept.train_step(batch)["critic/loss"] == moved.train_step(batch)["critic/loss"]
+        np.testing.assert_array_equal(kept.values(batch), moved.values(batch))
+        rows = [local_rows(parameter)[0] for parameter in moved.packed.parameters()]
+        assert sum(part.untyped_storage().nbytes() for part in rows) == 0
+
+
 def test_several_mini_batches_are_as_many_updates(make_model, make_batch) -> None:
     engine = make_critic(make_model(), num_mini_batches=3, num_epochs=2)
     batch = with_targets(make_batch([2, 2, 2]))
@@ -143,7 +160,8 @@ def test_a_step_that_is_not_finite_changes_nothing(make_model, make_batch) -> No
     assert batch.returns is not None
     batch.returns[np.flatnonzero(batch.loss_mask)[0]] = np.nan
     metrics = engine.train_step(batch)
-    assert metrics["critic/skipped_steps"] == 1 and "critic/loss" not in metrics
+    assert metrics["critic/skipped_steps"] == metrics["critic/nonfinite_losses"] == 1
+    assert "critic/loss" not in metrics
     batch.loss_mask[:] = False
     assert engine.train_step(batch)["critic/skipped_steps"] == 1
     for parameter, old in zip(engine.packed.parameters(), before, strict=True):

@@ -269,7 +269,7 @@ def test_what_does_not_fit_one_device_is_refused_with_the_numbers() -> None:
     config.rollout.server.memory_fraction = 0.77
     check_memory_budget(config, trainer, 80 * gib)
     staged = trainer_bytes(15 * 10**8, 150_000, chunk_tokens=1024, staged=6 * 10**9)
-    with pytest.raises(ConfigError, match=r"trainer's 22\.4 GiB \(parameters, Adam, reference, critic, staged weights\)"):
+    with pytest.raises(ConfigError, match=r"trainer's 22\.4 GiB \(parameters, .*, critic, staged weights\)"):
         check_memory_budget(config, staged, 80 * gib)
     with pytest.raises(ConfigError, match=r"a training step needs 24\.1 GiB .*device has 24\.0 GiB"):
         check_memory_budget(config, trainer, 24 * gib)

@@ -27,12 +27,11 @@ from areal_x.engine.train.batch_checks import check_train_batch
 from areal_x.engine.train.lora import adapter_facts, merged_rows, named_adapters, published_parameters
 from areal_x.engine.train.optimizer import ScheduledAdamW
 from areal_x.engine.train.packing import MicroBatch
-from areal_x.engine.train.partition import plan_part
+from areal_x.engine.train.partition import plan_rank
 from areal_x.engine.train.policy import DTYPES, embedding_rows, load_policy, resolve_device
 from areal_x.engine.train.policy_files import load_weights, save_policy
 from areal_x.engine.train.policy_updates import PolicyHooks, PolicyUpdates
 from areal_x.engine.train.reference import Reference
-from areal_x.engine.train.sequence_parallel import share_rows
 from areal_x.engine.train.sharding import free_gathered, local_rows, whole
 from areal_x.engine.train.training_state import TrainingState
 from areal_x.engine.transfer.lora import AdapterFacts
@@ -303,17 +302,8 @@ class FSDPEngine(TrainEngine):
         self, batch: TrainBatch, wanted: BoolMask, sequences: npt.NDArray[np.int64] | None = None
     ) -> list[MicroBatch]:
         """This rank's micro-batches, or its rows of those that it shares; as many as every other rank's."""
-        plan = plan_part(
-            batch,
-            wanted,
-            self._train.micro_batch_tokens,
-            part=self._ranks.data_rank,
-            num_parts=self._ranks.num_data_ranks,
-            sequences=sequences,
-            device=self.device,
-            kernel=self.policy.kernel,
-        )
-        return [share_rows(micro_batch, self._ranks) for micro_batch in plan]
+        budget, kernel = self._train.micro_batch_tokens, self.policy.kernel
+        return plan_rank(batch, wanted, budget, self._ranks, sequences=sequences, device=self.device, kernel=kernel)
 
     def _reference_values(self, num_tokens: int, plan: list[MicroBatch]) -> torch.Tensor:
         """Log-probabilities of the targets of ``plan`` under the reference, float32 [N]; 0 elsewhere."""
