@@ -60,8 +60,11 @@ def check_model_folder(key: str, path: str) -> Path | None:
 
 
 def _check_head(key: str, folder: Path) -> None:
-    for architecture in _read(key, folder, "config.json").get("architectures") or []:
-        has_no_head = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+    config = _read(key, folder, "config.json")
+    for architecture in config.get("architectures") or []:
+        # Code of a model's own may call what writes by any name.
+        is_headless = architecture.endswith("Model") and "auto_map" not in config
+        has_no_head = is_headless and not architecture.endswith("LMHeadModel")
         if architecture.endswith(_OTHER_HEADS) or has_no_head:
             what = "a policy writes text: name a causal language model (...ForCausalLM)"
             raise bad_value(key, folder, f"its architecture is {architecture}, which has no head for that; {what}")

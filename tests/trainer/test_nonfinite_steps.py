@@ -127,6 +127,28 @@ def test_broken_weights_are_named(engine: FSDPEngine, tmp_path: Path) -> None:
     assert note is not None and "log-probabilities of the policy: sequence 0" in note
 
 
+LOSS = '''\
+from areal_x.engine.train.objective.tokens import TokenLoss
+
+
+def broken(tokens):
+    """Not finite where the advantage is below -1."""
+    return TokenLoss(-tokens.logprobs * (tokens.advantages + 1.0).sqrt())
+'''
+
+
+def test_a_loss_of_ones_own_is_named_and_replayed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "own_loss.py").write_text(LOSS)
+    algorithm = AlgorithmConfig(policy_loss=f"{tmp_path}/own_loss.py:broken")
+    engine = FSDPEngine(model, TrainConfig(), algorithm, ModelConfig(device="cpu"))
+    batch = make_batch(1.0, 2.0, -2.0)
+    note = NonFiniteSteps(5, tmp_path, engine).on_step(7, [batch], engine.train_step(batch))
+    assert note is not None and "step 7 was skipped: the loss is not finite; log-probabilities and adv" in note
+    config = ExperimentConfig(model=ModelConfig(path=str(model), device="cpu"), algorithm=algorithm)
+    found = replay(config, tmp_path / "step_000007.npz", str(model))
+    assert [one.is_finite for one in found] == [True, True, False] and found[2].loss is None
+
+
 def test_a_batch_that_cannot_be_written_is_told(engine: FSDPEngine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     watch = NonFiniteSteps(1, tmp_path / "file", engine)
