@@ -20,6 +20,7 @@ from areal_x.api.server_checks import server_gpus
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.engine.inference.scripted import ScriptedCompletion, ScriptedEngine
 from areal_x.rollout.executor import RolloutExecutor
+from areal_x.trainer.evaluations import Evaluations
 from areal_x.trainer.memory_budget import check_memory_budget, trainer_bytes
 from areal_x.trainer.step_clock import BusyTotals, StepClock
 from areal_x.trainer.step_report import FinishedStep
@@ -153,7 +154,8 @@ async def train(config: ExperimentConfig) -> tuple[list[str], list[FinishedStep]
         groups_per_step=config.groups_per_step,
     )
 
-    async def evaluate(step: int, version: int) -> dict[str, float]:
+    async def evaluate(step: int, version: int, on_sampled: object) -> dict[str, float]:
+        assert on_sampled is None or not config.rollout.colocated
         events.append(f"evaluate{' asleep' if engine.asleep else ''}")
         return {}
 
@@ -165,7 +167,7 @@ async def train(config: ExperimentConfig) -> tuple[list[str], list[FinishedStep]
         weight_sync=Sync(engine),
         thread=thread,
         reporter=reports,  # type: ignore[arg-type]
-        evaluate=evaluate,
+        evaluations=Evaluations(config, evaluate),
     )
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         group.create_task(executor.run())
