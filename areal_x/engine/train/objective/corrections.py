@@ -39,8 +39,8 @@ def icepop(tokens: LossTokens, *, low: float = 0.5, high: float = 5.0, only_stal
 
 
 def mis(tokens: LossTokens, *, high: float = 2.0, low: float = 0.0, only_stale: bool = False) -> Correction:
-    """w where low <= w <= high, else 0: masked importance sampling; by default only what pi_prox finds more probable
-    than mu did is dropped (Yao et al. 2025, as ``tis``)."""
+    """w where low <= w <= high, else 0: masked importance sampling (Liu et al. 2025, as ``sequence_mask``) of single
+    tokens (TRL's ``token_mask``); by default only what pi_prox finds much more probable than mu did is dropped."""
     return _banded(tokens, low, high, only_stale)
 
 
