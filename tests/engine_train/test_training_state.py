@@ -7,12 +7,11 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MakeBatch, MakeModel
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -22,6 +21,9 @@ from areal_x.api.errors import CheckpointError, EngineError
 from areal_x.engine.ranks.local_ranks import LocalRanks
 from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
+
+if TYPE_CHECKING:
+    from conftest import MakeBatch, MakeModel
 
 LORA = LoraConfig(rank=4)
 
