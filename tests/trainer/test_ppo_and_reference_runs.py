@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from trainer_runs import TINY, read_rows, values
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, Qwen3Config
 
 from areal_x.api.errors import ConfigError
 from areal_x.launch.checked import checked_config
 from areal_x.launch.compose import ConfigSource
 from areal_x.trainer.main import run_session
+from areal_x.trainer.models_beside import check_made_model
 
 REWARD = '''
 def sevens(prompt, completions, gift=0.0, **kwargs):
@@ -75,8 +77,25 @@ def test_models_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pat
             checked_config("train", ConfigSource.named("quickstart"), [*TINY, *overrides])
         return str(caught.value)
 
-    message = refused("algorithm=ppo", f"critic.path={tmp_path}/none", "rollout.group_size=1")
-    assert "critic.path" in message and "none" in message
+    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    decoder = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    kinds = AutoModelForSequenceClassification, AutoModelForCausalLM
+    kinds[0].from_config(Qwen3Config(**sizes, **decoder, num_labels=3)).save_pretrained(tmp_path / "three")
+    kinds[0].from_config(BertConfig(**sizes, num_attention_heads=2, num_labels=1)).save_pretrained(tmp_path / "bert")
+    kinds[1].from_config(Qwen3Config(**sizes, **decoder)).save_pretrained(tmp_path / "other")
+    kinds[1].from_config(Qwen3Config(**sizes | {"vocab_size": 24}, **decoder)).save_pretrained(tmp_path / "policy")
+    for name, problem in (("none", ""), ("three", "tells 3 classes apart"), ("bert", "no linear head named score")):
+        message = refused("algorithm=ppo", f"critic.path={tmp_path}/{name}", "rollout.group_size=1")
+        assert message.startswith(f"critic.path={tmp_path}/{name}") and problem in message
+    mismatch = ("algorithm=ppo", f"critic.path={tmp_path}/other", f"model.path={tmp_path}/policy")
+    assert "20 tokens and the policy" in refused(*mismatch, "model.init=null")
+    # A policy that the run makes itself is compared once it is there.
+    config = checked_config("train", ConfigSource.named("quickstart"), [*TINY, *mismatch[:2]])
+    check_made_model(config, f"{tmp_path}/other")
+    with pytest.raises(ConfigError, match=r"critic\.path=.*20 tokens and the policy"):
+        check_made_model(config, f"{tmp_path}/policy")
+    mismatch = ("algorithm.kl_coefficient=0.1", f"reference.path={tmp_path}/other", f"model.path={tmp_path}/policy")
+    assert refused(*mismatch, "model.init=null").startswith(f"reference.path={tmp_path}/other")
     assert "reference.ema_decay" in refused("algorithm.kl_coefficient=0.1", "reference.ema_decay=1.5")
     lora = ("train.lora.rank=4", "algorithm.kl_coefficient=0.1", "sft.enabled=true")
     assert "has not learnt the warm start" in refused(*lora)
