@@ -33,9 +33,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,16 @@ import numpy as np
 from areal_x.api.config import ExperimentConfig
 from areal_x.api.engine_api import InferenceEngine
 from areal_x.api.records import ModelRequest, SamplingParams, TrainBatch, TrajectoryGroup
-from areal_x.engine.train.fsdp_engine import FSDPEngine
-from areal_x.engine.transfer.staging import LiveWeights
 from areal_x.engine.weights import StagedSync
 from areal_x.launch.compose import ConfigSource, compose_config
-from areal_x.rollout.executor import RolloutExecutor
-from areal_x.rollout.finish_group import GroupHooks
-from areal_x.trainer import engines, roles, session
-from areal_x.trainer.policy_step import PolicyStep
-from areal_x.trainer.reward_models import RewardModels, read_reward_models
-from areal_x.trainer.rewards import make_post_process, start_reward
+from areal_x.rollout.data_stream import DataStream
+from areal_x.trainer import roles, session
+from areal_x.trainer.checkpointer import Checkpointer
+from areal_x.trainer.evaluation import Evaluator
+from areal_x.trainer.evaluation_sets import make_evaluation_sets
+from areal_x.trainer.open_run import Run, open_run
+from areal_x.trainer.session_parts import make_evaluator, save_policy
+from areal_x.trainer.session_state import make_checkpointer, make_store
 from areal_x.trainer.step_report import FinishedStep, StepReporter
 from areal_x.trainer.trainer import Trainer
 from areal_x.trainer.trainer_thread import TrainerThread
@@ -108,6 +108,9 @@ class NoTraining:
         """Change nothing."""
         return {}
 
+    def discard(self) -> None:
+        """Nothing is kept."""
+
 
 class StepTimes:
     """A reporter that keeps step times and shows nothing."""
@@ -123,15 +126,19 @@ class StepTimes:
         self.seconds.append(finished.metrics["perf/step_seconds"])
 
 
-class RecordingReporter(StepReporter):
-    """Reports as every run does, and keeps what the steps after the first ``skip`` ones did."""
+class RecordingReporter:
+    """Has the run's own reporter report, and keeps what the steps after the first ``skip`` ones did."""
 
-    def __init__(self, recorded: Recorded, skip: int, *args: Any) -> None:
-        super().__init__(*args)
-        self.recorded, self.skip = recorded, skip
+    def __init__(self, recorded: Recorded, skip: int, reporter: StepReporter) -> None:
+        self.recorded, self.skip, self.reporter = recorded, skip, reporter
         self.loop_cpu = time.thread_time()
 
+    def add_span(self, lane: str, name: str, start: float, end: float) -> None:
+        """See ``StepReporter.add_span``."""
+        self.reporter.add_span(lane, name, start, end)
+
     def report(self, finished: FinishedStep) -> None:
+        """See ``StepReporter.report``."""
         before, self.loop_cpu = self.loop_cpu, time.thread_time()
         if finished.step > self.skip:
             self.recorded.groups.append(finished.groups)
@@ -140,21 +147,22 @@ class RecordingReporter(StepReporter):
             self.recorded.scored_seconds.append(finished.metrics.get("perf/reward_model_seconds", 0.0))
             self.recorded.loop_cpu_seconds.append(self.loop_cpu - before)
             self.recorded.generated_seconds.append(finished.metrics["perf/generation_seconds"])
-        super().report(finished)
+        self.reporter.report(finished)
 
 
 def make_config(folder: Path, steps: int, warm_steps: int, *overrides: str) -> ExperimentConfig:
-    """The quickstart without evaluations and pictures."""
+    """The quickstart without evaluations, checkpoints and pictures, but for what ``overrides`` say."""
     return compose_config(
         ConfigSource.named("quickstart"),
         [
-            *overrides,
             f"runs_dir={folder}",
             f"train.total_steps={steps}",
             f"sft.steps={warm_steps}",
             "evaluation.every_steps=0",
+            "checkpoint.every_steps=0",
             "observe.report=false",
             "observe.progress=false",
+            *overrides,
         ],
     )
 
@@ -163,84 +171,96 @@ def make_config(folder: Path, steps: int, warm_steps: int, *overrides: str) -> E
 class Parts:
     """The run's own roles, still alive after it."""
 
-    config: ExperimentConfig
-    thread: TrainerThread
-    train_engine: FSDPEngine
-    engine: InferenceEngine
-    weight_sync: StagedSync
+    run: Run
+    trainer: Trainer
+    models: session.Models
+    rewards: session.Rewards
+    evaluator: Evaluator
     recorded: Recorded
-    make_trainer: Callable[[Any, Any], tuple[Trainer, RolloutExecutor]]
-    reward_models: RewardModels | None = None
+    reporter: StepReporter
+
+    @property
+    def config(self) -> ExperimentConfig:
+        return self.run.config
+
+    @property
+    def thread(self) -> TrainerThread:
+        return self.run.thread
+
+    @property
+    def train_engine(self) -> Any:
+        return self.models.train_engine
+
+    @property
+    def engine(self) -> InferenceEngine:
+        return self.models.engine
+
+    @property
+    def weight_sync(self) -> StagedSync:
+        return self.models.weight_sync
 
 
-async def run_quickstart(run: session.Run, stack: AsyncExitStack, skip: int) -> Parts:
+async def run_quickstart(run: Run, stack: AsyncExitStack, skip: int) -> Parts:
     """The session of ``areal-x train``, with a reporter that keeps the batches."""
     config = run.config
-    reward = await start_reward(config, run.data.train, stack)
-    model_path = roles.prepare_model(config, run.directory, run.data)
-    tokenizer = roles.load_tokenizer(config, model_path)
-    workflow = roles.make_workflow(config, tokenizer, reward, config.rollout.sampling, run.given)
-    thread = run.thread
-    train_engine = await thread.call(roles.make_train_engine, config, model_path)
-    staging = engines.stage_weights(config, train_engine, model_path, run.directory, stack)
-    engine = engines.make_inference_engine(config, model_path, staging, run.directory, stack)
-    weight_sync = StagedSync(LiveWeights(train_engine.named_weights), staging, [engine])
-    await session.start_engine(run, engine, tokenizer, train_engine)
-    await weight_sync.stage(train_engine.version)
-    await weight_sync.publish(train_engine.version)
-    loop_models = await thread.call(read_reward_models, config)
-    reward_models = await session.load_reward_models(run, loop_models, reward, None)
-    hooks = GroupHooks(
-        reward.finish_group,
-        make_post_process(config),
-        roles.load_filter(config, run.given),
-        waits_for_models=reward_models is not None,
-    )
-
-    def make_trainer(trained: Any, reporter: Any) -> tuple[Trainer, RolloutExecutor]:
-        executor = session.make_executor(run, workflow, hooks, engine, trained.version)
-        trainer = Trainer(
-            config,
-            executor=executor,
-            engine=engine,
-            train_engine=trained,
-            weight_sync=weight_sync,
-            thread=thread,
-            reporter=reporter,
-            evaluate=session.make_evaluator(run, workflow, engine, reward).evaluate,
-            reward_models=reward_models,
-        )
-        return trainer, executor
-
-    recorded = Recorded()
-    texts = roles.token_texts(tokenizer)
-    reporter = RecordingReporter(recorded, skip, run.writer, run.display, texts, config.observe.trajectories_per_step)
-    await session.train_while_rolling_out(*make_trainer(train_engine, reporter))
-    session.save_policy(run, train_engine, tokenizer)
-    return Parts(config, thread, train_engine, engine, weight_sync, recorded, make_trainer, reward_models)
+    rewards = await session.start_rewards(run, stack)
+    models = await session.load_models(run, rewards, stack)
+    await session.start_engine(run, models)
+    train_engine = models.train_engine
+    await models.weight_sync.stage(train_engine.version)
+    await models.weight_sync.publish(train_engine.version)
+    sets = make_evaluation_sets(config, run.data.held_out, rewards.evaluation, models.tokenizer, run.given)
+    evaluator = make_evaluator(run, models.engine, sets, models.reward_models)
+    trainer = session.make_trainer(run, rewards, models, evaluator, make_store(run, models.path))
+    recorded, reporter = Recorded(), trainer.reporter
+    trainer.reporter = RecordingReporter(recorded, skip, reporter)  # type: ignore[assignment]
+    await session.train_while_rolling_out(trainer, trainer.executor)
+    save_policy(run, train_engine, models.tokenizer)
+    return Parts(run, trainer, models, rewards, evaluator, recorded, reporter)
 
 
-async def publish(train_engine: FSDPEngine, weight_sync: StagedSync) -> None:
+async def publish(parts: Parts) -> None:
     """New weights for the engine."""
-    train_engine.version += 1
-    await weight_sync.stage(train_engine.version)
-    await weight_sync.publish(train_engine.version)
+    parts.train_engine.version += 1
+    await parts.weight_sync.stage(parts.train_engine.version)
+    await parts.weight_sync.publish(parts.train_engine.version)
 
 
 async def train_alone(parts: Parts) -> list[float]:
-    """Seconds of all trainer work of each recorded step: reward models, laying out, the step itself, staging the
-    weights."""
-    seconds = []
-    step = PolicyStep(parts.config, parts.train_engine)
-    for groups in parts.recorded.groups:
-        started = time.perf_counter()
-        if parts.reward_models is not None:
-            await parts.reward_models.score(groups)
-        await parts.thread.call(step.take, 1, groups, True)
-        parts.train_engine.version += 1
-        await parts.weight_sync.stage(parts.train_engine.version)
-        seconds.append(time.perf_counter() - started)
+    """Seconds of all trainer work of each recorded step: reward models, the step with all models that it asks, staging
+    the weights, and where the run takes checkpoints, theirs."""
+    seconds, trainer, checkpointer = [], parts.trainer, new_checkpointer(parts)
+    first = parts.config.train.total_steps + 1
+    async with asyncio.TaskGroup() as group:
+        for step, groups in enumerate(parts.recorded.groups, start=first):
+            started = time.perf_counter()
+            if trainer.reward_models is not None:
+                await trainer.reward_models.score(groups)
+            await parts.thread.call(trainer.policy_step.take, step, groups, True)
+            parts.train_engine.version += 1
+            await parts.weight_sync.stage(parts.train_engine.version)
+            checkpointer.on_step_trained()
+            if checkpointer.is_due(step):
+                await checkpointer.begin(step, parts.train_engine.version, group, lambda: None)
+            seconds.append(time.perf_counter() - started)
+        await checkpointer.finish()
     return seconds
+
+
+def new_checkpointer(parts: Parts) -> Checkpointer:
+    """As the run's own, which ended with the run."""
+    run, models = parts.run, parts.models
+    return make_checkpointer(
+        run,
+        make_store(run, models.path),
+        models.states,
+        model_path=models.path,
+        tokenizer=models.tokenizer,
+        train_engine=models.train_engine,
+        executor=parts.trainer.executor,
+        stream=DataStream(run.data.train, seed=parts.config.seed, shuffle=parts.config.data.shuffle),
+        reporter=parts.reporter,
+    )
 
 
 async def generate(engine: InferenceEngine, steps: list[list[ModelRequest]], ahead: int) -> list[float]:
@@ -260,7 +280,8 @@ async def generate(engine: InferenceEngine, steps: list[list[ModelRequest]], ahe
 
 
 async def generate_alone(parts: Parts) -> list[float]:
-    """Busy seconds of the engine for each recorded step, its weight update included; nothing else runs."""
+    """Busy seconds of the engine for each recorded step, its weight update and its share of an evaluation included;
+    nothing else runs."""
     sampling = roles.sampling_params(parts.config.rollout.sampling)
     steps = [parts.recorded.requests(step, sampling) for step in range(len(parts.recorded.groups))]
     before = (await parts.engine.health()).busy_seconds
@@ -268,16 +289,35 @@ async def generate_alone(parts: Parts) -> list[float]:
     busy = ((await parts.engine.health()).busy_seconds - before) / len(steps)
     updates = []
     for _ in steps[:WINDOW]:
-        await publish(parts.train_engine, parts.weight_sync)
+        await publish(parts)
         updates.append(parts.engine.last_update.blocked_seconds)  # type: ignore[attr-defined]
-    return [busy + statistics.median(updates)] * len(steps)
+    return [busy + statistics.median(updates) + await evaluate_alone(parts)] * len(steps)
+
+
+async def evaluate_alone(parts: Parts) -> float:
+    """Busy seconds of the engine for an evaluation, for each step between two of them; 0 without any."""
+    every = parts.config.evaluation.every_steps
+    if not every:
+        return 0.0
+    before = (await parts.engine.health()).busy_seconds
+    await parts.evaluator.evaluate(parts.config.train.total_steps, parts.train_engine.version)
+    return ((await parts.engine.health()).busy_seconds - before) / every
 
 
 async def rollouts_alone(parts: Parts) -> float:
-    """Seconds of a step of the whole loop with a trainer that does nothing."""
-    times = StepTimes()
-    idle = NoTraining(parts.train_engine.version)
-    await session.train_while_rolling_out(*parts.make_trainer(idle, times))
+    """Seconds of a step of the whole loop with a trainer that does nothing, without evaluations and checkpoints."""
+    config, times = parts.config, StepTimes()
+    config = replace(
+        config,
+        evaluation=replace(config.evaluation, every_steps=0),
+        checkpoint=replace(config.checkpoint, every_steps=0),
+        algorithm=replace(config.algorithm, kl_coefficient=0.0),
+    )
+    run, idle = replace(parts.run, config=config), NoTraining(parts.train_engine.version)
+    models: Any = replace(parts.models, train_engine=idle)  # type: ignore[arg-type]
+    trainer = session.make_trainer(run, parts.rewards, models, parts.evaluator, make_store(run, parts.models.path))
+    trainer.reporter = times  # type: ignore[assignment]
+    await session.train_while_rolling_out(trainer, trainer.executor)
     parts.train_engine.version = idle.version
     return statistics.mean(times.seconds[WINDOW:])
 
@@ -366,7 +406,7 @@ async def measure(
     with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(temporary)
         config = make_config(folder / "runs", steps, warm_steps, *overrides)
-        async with session.open_run(config, steps) as run, AsyncExitStack() as stack:
+        async with open_run(config, steps) as run, AsyncExitStack() as stack:
             parts = await run_quickstart(run, stack, skip)
             rollouts = await rollouts_alone(parts)
             for _ in range(rounds):

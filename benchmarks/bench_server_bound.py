@@ -38,7 +38,8 @@ from bench_quickstart_bound import WINDOW, Parts, by_window, make_config, rollou
 from serving import KEY_VARIABLE, ForeignLoad, append_json
 
 from areal_x.engine.servers.server_engine import ServerEngine
-from areal_x.trainer import roles, session
+from areal_x.trainer import roles
+from areal_x.trainer.open_run import open_run
 
 ASKED = 0.85
 ALONE_SECONDS = 10.0
@@ -126,7 +127,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         overrides = ["rollout=vllm", f"rollout.server.api_key_env={KEY_VARIABLE}", *options.overrides]
         config = make_config(folder / "runs", options.steps, options.warm_steps, *overrides)
-        async with session.open_run(config, options.steps) as run, AsyncExitStack() as stack:
+        async with open_run(config, options.steps) as run, AsyncExitStack() as stack:
             parts = await run_quickstart(run, stack, options.skip)
             update = await update_alone(parts)
             server_cpu = server_cpu_seconds()

@@ -17,6 +17,7 @@ __all__ = ["smoothed", "write_curves"]
 
 _INK, _MUTED, _GRID = "#1c2430", "#667085", "#e6e9ef"
 _BLUE, _GREEN = "#2f6fed", "#0f9d75"
+_SET_COLOURS = (_GREEN, "#b45309", "#7c3aed", "#0369a1")
 _PART_COLOURS = ("#c2570c", "#8250df", "#b42367", "#0e7490")
 
 
@@ -73,30 +74,7 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
                 marker="." if len(known) == 1 else "",
                 label=f"{part} (reward part)",
             )
-    for dataset, points in run.accuracies.items():
-        axes.plot(
-            [step for step, _ in points],
-            [value for _, value in points],
-            color=_GREEN,
-            linewidth=1.4,
-            marker="o",
-            markersize=6.5,
-            markeredgecolor="white",
-            label=f"accuracy on {dataset}",
-            zorder=5,
-        )
-        for index, (step, value) in enumerate(points):
-            if index in (0, len(points) - 1):
-                axes.annotate(
-                    f"{value:.2f}",
-                    (step, value),
-                    xytext=(9, -4) if index == 0 else (0, -16),
-                    textcoords="offset points",
-                    ha="left" if index == 0 else "center",
-                    color=_GREEN,
-                    fontsize=9.5,
-                    fontweight="bold",
-                )
+    _draw_evaluations(axes, run)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower right", fontsize=9, labelcolor=_INK)
@@ -105,6 +83,48 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
     shown = [*rewards, *(value for points in run.accuracies.values() for _, value in points)]
     if shown and min(shown) >= 0 and max(shown) <= 1:
         axes.set_ylim(-0.03, 1.06)
+
+
+def _draw_evaluations(axes: Axes, run: RunData) -> None:
+    """Accuracy of each data set with its first and last value, and thinner, in the same colour, its pass@k and
+    majority@k."""
+    colours = {dataset: _SET_COLOURS[i % len(_SET_COLOURS)] for i, dataset in enumerate(run.accuracies)}
+    for name, points in run.several_samples.items():
+        metric, _, dataset = name.partition(", ")
+        axes.plot(
+            [step for step, _ in points],
+            [value for _, value in points],
+            color=colours.get(dataset, _GREEN),
+            alpha=0.6,
+            linewidth=1.1,
+            linestyle=(0, (1, 2)) if metric.startswith("majority") else (0, (5, 2)),
+            marker=".",
+            label=f"{metric} on {dataset}",
+        )
+    for dataset, points in run.accuracies.items():
+        colour = colours[dataset]
+        axes.plot(
+            [step for step, _ in points],
+            [value for _, value in points],
+            color=colour,
+            linewidth=1.4,
+            marker="o",
+            markersize=6.5,
+            markeredgecolor="white",
+            label=f"accuracy on {dataset}",
+            zorder=5,
+        )
+        for index in sorted({0, len(points) - 1}):
+            axes.annotate(
+                f"{points[index][1]:.2f}",
+                points[index],
+                xytext=(9, -4) if index == 0 else (0, -16),
+                textcoords="offset points",
+                ha="left" if index == 0 else "center",
+                color=colour,
+                fontsize=9.5,
+                fontweight="bold",
+            )
 
 
 def _draw_lag(axes: Axes, run: RunData) -> None:

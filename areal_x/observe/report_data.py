@@ -36,6 +36,7 @@ def report_data(run: RunData) -> dict[str, Any]:
         "series": series,
         "parts": {part: _series(rows, f"reward/{part}") for part in parts},
         "accuracy": run.accuracies,
+        "severalSamples": run.several_samples,
         "lagCounts": [[lag, count] for lag, count in run.lag_counts().items()],
         "maxStaleness": run.setting("rollout", "max_staleness"),
         "timeline": _timeline(run),

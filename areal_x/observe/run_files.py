@@ -16,7 +16,8 @@ from areal_x.api.errors import DataError
 
 __all__ = ["RunData", "load_run", "read_lines"]
 
-_PREFIX, _SUFFIX = "eval/", "/accuracy"
+_PREFIX = "eval/"
+_SAMPLES_METRICS = ("pass", "majority")
 
 
 @dataclass
@@ -41,11 +42,27 @@ class RunData:
     @property
     def accuracies(self) -> dict[str, list[tuple[int, float]]]:
         """(step, accuracy) pairs of each evaluated data set, in order."""
-        curves: dict[str, list[tuple[int, float]]] = {}
+        return {dataset: points for (dataset, name), points in self.evaluations.items() if name == "accuracy"}
+
+    @property
+    def several_samples(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) pairs of ``pass@k, <data set>`` and ``majority@k, <data set>`` for k above 1, in order."""
+        found = {}
+        for (dataset, name), points in self.evaluations.items():
+            word, _, number = name.partition("@")
+            if word in _SAMPLES_METRICS and number.isdecimal() and int(number) > 1:
+                found[f"{name}, {dataset}"] = points
+        return found
+
+    @property
+    def evaluations(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """(step, value) pairs of each metric of each evaluated data set, by (data set, metric), in order."""
+        curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for row in self.steps:
             for name, value in row.items():
-                if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and isinstance(value, int | float):
-                    curves.setdefault(name[len(_PREFIX) : -len(_SUFFIX)], []).append((row["step"], float(value)))
+                dataset, _, metric = name.removeprefix(_PREFIX).partition("/")
+                if name.startswith(_PREFIX) and metric and isinstance(value, int | float):
+                    curves.setdefault((dataset, metric), []).append((row["step"], float(value)))
         return curves
 
     @property

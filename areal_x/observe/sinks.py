@@ -12,6 +12,9 @@ from areal_x.api.errors import MissingExtraError
 __all__ = ["MetricSink", "TensorBoardSink", "WandbSink"]
 
 
+_EVALUATED_STEP = "eval/step"
+
+
 class MetricSink(Protocol):
     """Gets each step's metrics."""
 
@@ -67,9 +70,14 @@ class WandbSink:
                 "observe.wandb=true needs Weights & Biases: pip install 'areal-x[wandb]'"
             ) from error
         self._run = wandb.init(project=project, name=name, dir=str(directory), config=config)
+        self._run.define_metric("eval/*", step_metric=_EVALUATED_STEP)
+        self._last_step = 0
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        """Steps must not go back here, and an evaluation may come some steps late: it is drawn over its own step."""
+        self._last_step = max(self._last_step, step)
+        is_evaluation = any(name.startswith("eval/") for name in metrics)
+        self._run.log(dict(metrics) | ({_EVALUATED_STEP: step} if is_evaluation else {}), step=self._last_step)
 
     def close(self) -> None:
         self._run.finish()

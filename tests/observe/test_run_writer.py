@@ -269,3 +269,18 @@ def test_a_missing_extra_is_named(tmp_path: Path, sink: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, sink, None)
     with pytest.raises(ImportError, match=rf"pip install 'areal-x\[{sink}\]'"):
         open_writer(tmp_path, **{sink: True})
+
+
+def test_evaluations_that_come_late_stand_at_their_step(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path)
+    for step in (1, 2, 3):
+        writer.write_step({"step": step, "version": step, "reward/mean": 0.5})
+    late = {"eval/sums/accuracy": 0.5, "eval/sums/pass@1": 0.5, "eval/sums/pass@8": 0.9, "eval/sums/majority@8": 0.6}
+    writer.write_step({"step": 2, "eval/version": 2} | late)
+    writer.write_step({"step": 4, "version": 4, "reward/mean": 0.5, "eval/sums/accuracy": 0.75})
+    writer.close()
+    run = load_run(tmp_path)
+    assert [row["step"] for row in run.steps] == [1, 2, 3, 4]
+    assert (run.steps[1]["version"], run.steps[1]["eval/version"]) == (2, 2)
+    assert run.accuracies == {"sums": [(2, 0.5), (4, 0.75)]}
+    assert run.several_samples == {"pass@8, sums": [(2, 0.9)], "majority@8, sums": [(2, 0.6)]}

@@ -17,10 +17,11 @@ function outcomes(parent) {
 }
 
 function charts(parent) {
-  const evaluations = Object.entries(data.accuracy);
+  const evaluations = Object.entries(data.accuracy), several = Object.entries(data.severalSamples);
   const tones = ["var(--green)", "var(--teal)", "var(--pink)"];
   lineChart(parent, { title: "Mean reward", range: [0, 1], series: [{ name: "reward", points: data.series.reward, colour: "var(--blue)", smooth: 5 }], note: data.series.reward.length > 8 ? "Bold: mean of five points." : "" });
   lineChart(parent, { title: "Held-out accuracy", range: [0, 1], series: evaluations.map(([name, points], k) => ({ name, points, colour: tones[k % tones.length], markers: points.length < 40 })) });
+  lineChart(parent, { title: "Held-out, several samples", range: [0, 1], series: several.map(([name, points], k) => ({ name, points, colour: ["var(--teal)", "var(--purple)", "var(--orange)", "var(--pink)"][k % 4], markers: points.length < 40 })) });
   const parts = Object.entries(data.parts), colours = ["var(--orange)", "var(--purple)", "var(--pink)", "var(--teal)", "var(--green)", "var(--blue)"];
   lineChart(parent, { title: "Parts of the reward", range: [0, 1], series: parts.map(([name, points], k) => ({ name, points, colour: colours[k % colours.length], smooth: 5 })) });
   lagChart(parent);
@@ -33,7 +34,7 @@ function charts(parent) {
 
 // The curves as numbers, for those who cannot or do not want to read them off a picture. Built when it is opened.
 function stepTable(parent) {
-  const columns = [["reward", data.series.reward], ...Object.entries(data.parts), ...Object.entries(data.accuracy).map(([name, points]) => [`accuracy, ${name}`, points]),
+  const columns = [["reward", data.series.reward], ...Object.entries(data.parts), ...Object.entries(data.accuracy).map(([name, points]) => [`accuracy, ${name}`, points]), ...Object.entries(data.severalSamples),
     ["loss", data.series.loss], ["samples/s", data.series.speed], ["fraction of bound", data.series.bound], ["masked share", data.series.masked]].filter(([, points]) => points.length > 0);
   if (columns.length === 0) return;
   const values = columns.map(([, points]) => new Map(points));
