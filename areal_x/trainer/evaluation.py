@@ -22,7 +22,7 @@ from areal_x.rollout.run_episodes import FinishedEpisodes, run_episodes
 from areal_x.trainer.evaluation_metrics import evaluation_metrics, version_metrics
 from areal_x.trainer.reward_models import RewardModels
 
-__all__ = ["EVALUATED_VERSION", "EvaluationSet", "Evaluator"]
+__all__ = ["EVALUATED_VERSION", "EvaluationSet", "Evaluator", "found_line"]
 
 EVALUATED_VERSION = "eval/version"
 """Metric of the version that was live when an evaluation began."""
@@ -223,7 +223,8 @@ class Evaluator:
 
 def found_line(name: str, metrics: dict[str, float]) -> str:
     """What was measured of one set and what it is the mean of, for people."""
-    of_set = {key.removeprefix(f"eval/{name}/"): value for key, value in metrics.items()}
+    prefix = f"eval/{name}/"
+    of_set = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     num_scored, num_unscored = int(of_set["num_samples"]), int(of_set["num_unscored"])
     if not num_scored:
         return f"none of {num_unscored} held-out samples of {name} was scored"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardOutcome
 from areal_x.trainer.answer_votes import RIGHT, majority_at_k, pass_at_k, stated_answer, votes_of
+from areal_x.trainer.evaluation import found_line
 from areal_x.trainer.evaluation_metrics import evaluation_metrics, version_metrics
 
 
@@ -134,3 +135,18 @@ def test_versions_that_sampled() -> None:
         "eval/d/one_version_share": pytest.approx(2 / 3),
     }
     assert version_metrics([], "d") == {}
+
+
+def test_the_line_of_a_set_is_about_that_set() -> None:
+    metrics = {
+        "num_samples": 8.0,
+        "num_unscored": 0.0,
+        "accuracy": 0.5,
+        "pass@1": 0.5,
+        "pass@4": 0.75,
+        "pass@4_left_out": 1.0,
+    }
+    both = {f"eval/{name}/{key}": value for name in ("one", "two") for key, value in metrics.items()}
+    assert found_line("two", both) == "accuracy 0.500, pass@4 0.750 on 8 held-out samples of two"
+    none = {"eval/two/num_samples": 0.0, "eval/two/num_unscored": 3.0}
+    assert found_line("two", both | none) == "none of 3 held-out samples of two was scored"
