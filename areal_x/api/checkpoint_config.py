@@ -25,7 +25,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """So many of the newest are kept."""
     best_metric: str | None = None
-    """Also keep the best by this metric, such as ``eval/gsm8k/accuracy``, as far as checkpoints were evaluated."""
+    """Also keep the best by this metric of an evaluation, such as ``eval/<set>/accuracy``, as far as there was one."""
     best_is: str = "highest"
     """``highest`` or ``lowest``."""
     keep_best: int = 1
