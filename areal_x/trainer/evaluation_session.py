@@ -107,7 +107,7 @@ def table_lines(of_set: EvaluationSet, metrics: Mapping[str, float]) -> list[str
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     width = max(map(len, found))
     head = f"\n{of_set.name}: {len(of_set.items)} prompts{samples}, {seconds:.1f} s"
-    return [head, *(f"  {name:<{width}}  {_shown(found[name])}" for name in sorted(found, key=_place))]
+    return [head, *(f"  {name:<{width}}  {_shown(name, found[name])}" for name in sorted(found, key=_place))]
 
 
 def _place(name: str) -> tuple[int, str, int]:
@@ -118,5 +118,6 @@ def _place(name: str) -> tuple[int, str, int]:
     return place, word if place < len(first) else name, int(number) if number.isdigit() else 0
 
 
-def _shown(value: float) -> str:
-    return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
+def _shown(name: str, value: float) -> str:
+    is_count = name.startswith(("num_", "outcome/")) or name.endswith("_left_out")
+    return f"{value:.0f}" if is_count else f"{value:.4f}"
