@@ -31,11 +31,12 @@ def test_six_kills_leave_one_lineage(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_fifty_kills_leave_one_lineage(tmp_path: Path) -> None:
-    num_kills, total_steps, chance, started = 50, 400, random.Random(7), time.monotonic()
+    num_kills, total_steps, chance, started = 50, 1200, random.Random(7), time.monotonic()
     arguments = [*TINY, *interruptible(total_steps)]
     killer = Killer(tmp_path, arguments, seed=2)
     while killer.kills.total() < num_kills:
-        killer.kill_once(chance.choices(["any", "write", "start"], [5, 4, 1])[0])
+        moment = chance.choices(["any", "write", "start"], [5, 4, 1])[0]
+        assert killer.kill_once(moment), "the run was over before it could be killed"
     directory = finish(tmp_path, arguments)
     numbers = check_lineage(directory, total_steps)
     assert killer.kills["write"] >= 10, killer.kills
