@@ -108,7 +108,9 @@ class Killer:
         return max((int(name.removeprefix("step_")) for name in names), default=0)
 
     def _partials(self) -> list[Path]:
-        return list(self.folder.glob("runs/*/checkpoints/*.partial"))
+        """Checkpoints that are being written; what is being deleted has another name."""
+        found = self.folder.glob("runs/*/checkpoints/*.partial")
+        return [path for path in found if not path.name.endswith(".old.partial")]
 
 
 def wait_for_the_end_of_session(session: int) -> None:
