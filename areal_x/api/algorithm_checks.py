@@ -60,6 +60,9 @@ def _check_ranges(config: ExperimentConfig) -> None:
     if algorithm.dual_clip is not None and not algorithm.dual_clip > 1:
         fix = "bounds a loss at so many times the advantage; must be above 1, such as 3"
         raise bad_value("algorithm.dual_clip", algorithm.dual_clip, fix)
+    if algorithm.dual_clip is not None and algorithm.policy_loss in POLICY_LOSSES and algorithm.policy_loss != "clip":
+        fix = f"is used by algorithm.policy_loss=clip, and it is {algorithm.policy_loss}; leave it out"
+        raise bad_value("algorithm.dual_clip", algorithm.dual_clip, fix)
     for name in ("discount", "gae_lambda"):
         within(f"algorithm.{name}", getattr(algorithm, name), 0, 1)
     for name in ("num_mini_batches", "num_epochs", "loss_length"):

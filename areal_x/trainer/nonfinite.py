@@ -31,8 +31,9 @@ _LARGE = 1e6
 
 
 def nonfinite_inputs(batch: TrainBatch) -> str | None:
-    """Where advantages, or what a critic is to learn, are not finite at a trained token; None: nowhere."""
-    for name in ("advantages", "returns"):
+    """Where advantages, what they were made of, or what a critic is to learn, are not finite at a trained token; None:
+    nowhere."""
+    for name in ("proximal", "reference", "values", "advantages", "returns"):
         values = getattr(batch, name)
         if values is not None and (place := _place(batch, ~np.isfinite(values) & batch.loss_mask)):
             return f"{name}: {place}"
@@ -70,7 +71,7 @@ class NonFiniteSteps:
         """
         cause = next((text for name, text in _CAUSES if metrics.get(name)), None)
         if cause is None:
-            if metrics.get("train/trained_tokens"):
+            if metrics.get("train/trained_tokens") or "critic/grad_norm" in metrics:
                 self.num_in_a_row = 0
             return None
         batch = join_batches(parts)

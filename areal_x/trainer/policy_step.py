@@ -103,7 +103,12 @@ class PolicyStep:
         if self._critic is not None:
             batch.values = self._critic.values(batch)
         rewards = weighted_rewards(groups, self._config.reward, self._model_weights)
-        self._advantages.append(estimate_advantages(self._advantage, batch, rewards, penalties))
+        sampled_N = sampled_tokens(batch)
+        if all(given is None or np.isfinite(given[sampled_N]).all() for given in (penalties, batch.values)):
+            self._advantages.append(estimate_advantages(self._advantage, batch, rewards, penalties))
+        else:  # A function would take such samples for masked ones, or end the run.
+            batch.advantages[sampled_N] = np.nan
+            self._advantages.append(np.full(len(batch), np.nan, np.float32))
         self._rewards.append(np.concatenate([group.rewards for group in groups]))
         return batch
 

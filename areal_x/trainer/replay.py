@@ -57,7 +57,8 @@ def replay(config: ExperimentConfig, path: Path, model_path: str) -> list[Replay
         ConfigError: the model cannot be loaded.
         EngineError: the batch does not fit the model.
     """
-    batch = read_skipped(path).batch
+    skipped = read_skipped(path)
+    batch = skipped.batch
     # Steps at rate 0 compute loss and gradient, and change nothing.
     config = dataclasses.replace(
         config,
@@ -66,6 +67,7 @@ def replay(config: ExperimentConfig, path: Path, model_path: str) -> list[Replay
         reference=dataclasses.replace(config.reference, path=config.reference.path or config.model.path or model_path),
     )
     engine = make_train_engine(config, model_path)
+    engine.version = skipped.version
     without_advantages = dataclasses.replace(batch, advantages=np.zeros_like(batch.advantages))
     is_bad = ~np.isfinite(engine.logprobs(without_advantages)) & batch.loss_mask
     return [_replay_one(engine, batch, index, is_bad) for index in range(len(batch))]

@@ -131,13 +131,13 @@ def critic_metrics(parts: Sequence[TrainBatch]) -> dict[str, float]:
 
 def kl_metrics(parts: Sequence[TrainBatch], estimator: str) -> dict[str, float]:
     """The KL divergence that was taken from rewards, times no coefficient: mean of the sampled tokens, and of the
-    samples' sums."""
+    samples' sums; nothing where it is not finite."""
     sums = [
         float(kl_estimate(part.proximal, part.reference, estimator)[sampled_tokens(part)].sum())
         for part in parts
         if part.proximal is not None and part.reference is not None
     ]
-    if not sums:
+    if not sums or not np.isfinite(sums).all():
         return {}
     num_tokens = sum(int(sampled_tokens(part).sum()) for part in parts)
     return {

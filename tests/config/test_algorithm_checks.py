@@ -61,6 +61,7 @@ def assign(config: ExperimentConfig, values: dict[str, Any]) -> None:
         ({"algorithm.clip_high": -0.1}, "clip_high=-0.1: must be 0 or more"),
         ({"algorithm.dual_clip": 1.0}, "dual_clip=1.0: bounds"),
         ({"algorithm.dual_clip": float("nan")}, "must be above 1, such as 3"),
+        ({"algorithm.dual_clip": 3.0, "algorithm.policy_loss": "gspo"}, "policy_loss=clip, and it is gspo"),
         ({"algorithm.entropy_coefficient": -1.0}, "must be 0 or more"),
         ({"algorithm.kl_coefficient": float("inf")}, "kl_coefficient=inf: must be 0 or more"),
         ({"algorithm.discount": 1.1}, "discount=1.1: must be from 0 to 1"),

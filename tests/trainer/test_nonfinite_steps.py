@@ -119,6 +119,14 @@ def test_too_many_in_a_row_end_the_run(engine: FSDPEngine, tmp_path: Path) -> No
     assert (tmp_path / "skipped" / "policy" / "config.json").is_file()
 
 
+def test_a_good_step_of_the_critic_alone_is_good(engine: FSDPEngine, tmp_path: Path) -> None:
+    watch = NonFiniteSteps(2, tmp_path, engine)
+    for step in (1, 3):
+        watch.on_step(step, [make_batch(1.0)], {"critic/nonfinite_losses": 1.0})
+        watch.on_step(step + 1, [make_batch(1.0)], {"critic/grad_norm": 1.0, "critic/policy_waits": 1.0})
+    assert watch.num_in_a_row == 0
+
+
 def test_broken_weights_are_named(engine: FSDPEngine, tmp_path: Path) -> None:
     next(iter(engine.policy.parameters())).data[5] = float("nan")
     batch = make_batch(1.0, -1.0)

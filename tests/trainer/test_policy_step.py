@@ -14,6 +14,7 @@ from areal_x.api.engine_api import TrainEngine
 from areal_x.api.errors import ConfigError
 from areal_x.api.records import FloatArray, TrainBatch, Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.trainer.batch import build_batch
+from areal_x.trainer.nonfinite import nonfinite_inputs
 from areal_x.trainer.policy_step import PolicyStep
 from areal_x.trainer.step_advantages import critic_metrics, estimate_advantages
 
@@ -168,6 +169,23 @@ def test_advantages_that_are_not_finite_are_not_trained(tmp_path: Path) -> None:
     outcome = PolicyStep(made_config(advantage=f"{file}:broken"), models).take(1, made_groups(), True)
     assert outcome is not None and models.calls == ["discard"]
     assert outcome.metrics["train/nonfinite_advantages"] == outcome.metrics["train/skipped_steps"] == 1.0
+
+
+@pytest.mark.parametrize(("reference", "found"), [(np.nan, "reference: sequence 1"), (1e3, "advantages: sequence 0")])
+def test_a_reference_that_is_not_finite_makes_no_masked_samples(reference: float, found: str) -> None:
+    class Broken(Models):
+        def reference_logprobs(self, batch: TrainBatch) -> FloatArray:
+            values = super().reference_logprobs(batch)
+            values[4] = reference  # Of the second sample; at 1e3 nats, k3 overflows.
+            self.batches.append(batch)
+            return values
+
+    models, config = Broken(), made_config(kl_coefficient=0.1, kl_in="reward", kl_estimator="k3")
+    with np.errstate(over="ignore"):
+        outcome = PolicyStep(config, models).take(1, made_groups(), True)
+    assert outcome is not None and models.calls == ["logprobs", "reference", "discard"]
+    assert outcome.metrics["train/nonfinite_advantages"] == 1.0 and "advantage/kl" not in outcome.metrics
+    assert str(nonfinite_inputs(models.batches[0])).startswith(found)
 
 
 def test_what_is_no_advantage_is_refused() -> None:
