@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ __all__ = ["smoothed", "write_curves"]
 _INK, _MUTED, _GRID = "#1c2430", "#667085", "#e6e9ef"
 _BLUE, _GREEN = "#2f6fed", "#0f9d75"
 _SET_COLOURS = (_GREEN, "#b45309", "#7c3aed", "#0369a1")
+_MAX_LINES_INSIDE = 4
 _PART_COLOURS = ("#c2570c", "#8250df", "#b42367", "#0e7490")
 
 
@@ -76,8 +77,11 @@ def _draw_curves(axes: Axes, run: RunData) -> None:
             )
     _draw_evaluations(axes, run)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right", fontsize=9, labelcolor=_INK)
+    if num_lines := len(axes.get_legend_handles_labels()[0]):
+        is_crowded = num_lines > _MAX_LINES_INSIDE
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 3}
+        place = below if is_crowded else {"loc": "lower right"}
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK, **place)
     else:
         _say_empty(axes, "no step was finished")
     shown = [*rewards, *(value for points in run.accuracies.values() for _, value in points)]
@@ -118,7 +122,7 @@ def _draw_evaluations(axes: Axes, run: RunData) -> None:
             axes.annotate(
                 f"{points[index][1]:.2f}",
                 points[index],
-                xytext=(9, -4) if index == 0 else (0, -16),
+                xytext=(9, -4) if index == 0 else (0, -16 if points[index][1] > 0.1 else 9),
                 textcoords="offset points",
                 ha="left" if index == 0 else "center",
                 color=colour,
