@@ -157,7 +157,7 @@ def test_a_run_whose_rewards_all_fail_stops_with_the_first_failure(run: Finished
         changes = [*TINY, f"model.path={run.directory / 'policy'}", "reward.fn=mine.py:broken", f"name={command}"]
         finished = run_command(tmp_path, command, "--config-name", "quickstart", *changes)
         assert finished.status == 1
-        assert "no held-out sample could be scored" in finished.stderr and "on purpose" in finished.stderr
+        assert "no held-out sample of arithmetic could be scored" in finished.stderr and "on purpose" in finished.stderr
 
 
 @pytest.mark.parametrize(
