@@ -80,6 +80,8 @@ def _check_group_size(config: ExperimentConfig) -> None:
     algorithm = config.algorithm
     if config.rollout.group_size != 1 or algorithm.advantage not in _NEED_A_GROUP:
         return
+    if algorithm.advantage == "raft" and algorithm.advantage_kwargs.get("threshold") is not None:
+        return
     if algorithm.advantage == "group":
         if algorithm.baseline in ("group_mean", "leave_one_out"):
             fix = "a group of one has no baseline: its advantage is always 0; use 2 or more samples"
