@@ -20,9 +20,8 @@ def add_arguments(commands: argparse._SubParsersAction) -> None:  # type: ignore
     command = commands.add_parser(
         "export", help=text, description=text, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/NAME/checkpoints/step_000020"
-    )
+    place = "such as runs/NAME/checkpoints/step_000020; of runs/NAME the newest"
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=place)
     command.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="a new directory")
     command.add_argument(
         "--base-model", metavar="MODEL", help="the model below adapters; default: where it was in training"
@@ -32,13 +31,18 @@ def add_arguments(commands: argparse._SubParsersAction) -> None:  # type: ignore
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from areal_x.trainer.exports import export_checkpoint
+    from transformers.utils import logging as transformers_logging
 
+    from areal_x.trainer.exports import export_checkpoint
+    from areal_x.trainer.model_places import find_checkpoint
+
+    transformers_logging.disable_progress_bar()
+    checkpoint = find_checkpoint(arguments.checkpoint)
     export_checkpoint(
-        arguments.checkpoint,
+        checkpoint,
         arguments.output,
         base_model=arguments.base_model,
         trust_remote_code=arguments.trust_remote_code,
     )
-    print(f"wrote {arguments.output}; use it with model.path={arguments.output}", file=sys.stdout)
+    print(f"wrote {arguments.output} from {checkpoint}; use it with model.path={arguments.output}", file=sys.stdout)
     return 0

@@ -12,10 +12,11 @@ from areal_x.api.errors import ConfigError
 from areal_x.observe.run_files import read_lines
 from areal_x.trainer.checkpoint_files import MANIFEST, is_checkpoint
 
-__all__ = ["ModelPlace", "locate_model"]
+__all__ = ["ModelPlace", "find_checkpoint", "locate_model"]
 
 _STEP = re.compile(r"step_(\d+)")
-_FOLDERS = ("exports", "checkpoints")
+_CHECKPOINTS = "checkpoints"
+_FOLDERS = ("exports", _CHECKPOINTS)
 _POLICY = "policy"
 
 
@@ -62,6 +63,15 @@ def locate_model(path: str) -> ModelPlace | None:
             return ModelPlace(policy, **_known_of_model(policy))
         return _newest([folder / name for name in _FOLDERS], folder)
     return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a directory is, or the newest of a run or of its ``checkpoints``; else ``path`` itself."""
+    folder = path if path.name == _CHECKPOINTS else path / _CHECKPOINTS
+    if is_checkpoint(path):
+        return path
+    found = [child for child in folder.glob("step_*") if _STEP.fullmatch(child.name) and is_checkpoint(child)]
+    return max(found, key=_step_of, default=path)
 
 
 def _newest(folders: list[Path], asked: Path) -> ModelPlace:

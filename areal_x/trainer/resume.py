@@ -93,8 +93,8 @@ def find_resumption(config: ExperimentConfig) -> Resumption | None:
     """Where ``resume`` says that the run goes on; ``None``: it starts anew. Bad checkpoints are named on the way.
 
     Raises:
-        CheckpointError: what ``resume`` names is not there, or is not good.
-        ConfigError: the configuration is that of another run.
+        CheckpointError: the checkpoint that ``resume`` names is not good.
+        ConfigError: what ``resume`` names is not there, or the configuration is that of another run.
     """
     if config.resume == "never":
         return None
@@ -138,13 +138,14 @@ def _newest(directory: Path, config: ExperimentConfig) -> Checkpoint | None:
 
 def _named(path: Path, config: ExperimentConfig) -> Checkpoint:
     if not path.is_dir():
-        raise CheckpointError(f"resume={path}: there is no such directory; name a run's, such as runs/quickstart")
+        raise ConfigError(f"resume={path}: there is no such directory; name a run's, such as runs/quickstart")
     if is_checkpoint(path):
         return _store(path.parent.parent, config).open(path)
-    found = _newest(path, config)
+    directory = path.parent if path.name == CHECKPOINTS else path
+    found = _newest(directory, config)
     if found is None:
-        raise CheckpointError(
-            f"resume={path}: there is no good checkpoint in {path / CHECKPOINTS}; resume=auto starts anew then"
+        raise ConfigError(
+            f"resume={path}: there is no good checkpoint in {directory / CHECKPOINTS}; resume=auto starts anew then"
         )
     return found
 

@@ -21,6 +21,7 @@ from areal_x.engine.train.fsdp_engine import FSDPEngine
 from areal_x.trainer.checkpoint_identity import run_identity
 from areal_x.trainer.checkpoint_store import CheckpointStore
 from areal_x.trainer.exports import exported_model, write_export, write_model_files
+from areal_x.trainer.model_places import find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,17 @@ def test_what_cannot_be_exported_is_told(model: Path, tmp_path: Path) -> None:
         exported_model(checkpoint)
     with pytest.raises(CheckpointError, match="there is no such directory"):
         main_error(["export", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+
+
+def test_the_newest_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("step_000004", "step_000010", "step_000012.partial"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "manifest.json").touch()
+    newest = folder / "step_000010"
+    assert find_checkpoint(tmp_path) == find_checkpoint(folder) == find_checkpoint(newest) == newest
+    assert find_checkpoint(folder / "step_000004") == folder / "step_000004"
+    assert find_checkpoint(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
 def main_error(words: list[str]) -> None:

@@ -82,14 +82,15 @@ def test_auto_takes_the_last_run_with_a_good_checkpoint(
 
 def test_a_path_must_be_there(tmp_path: Path, model: Path) -> None:
     config = make_config(tmp_path, model, resume=str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="no such directory"):
+    with pytest.raises(ConfigError, match="no such directory"):
         find_resumption(config)
     (tmp_path / "nowhere").mkdir()
-    with pytest.raises(CheckpointError, match="no good checkpoint"):
+    with pytest.raises(ConfigError, match="no good checkpoint"):
         find_resumption(config)
     path = add_checkpoint(tmp_path / "run", config, 2)
     add_checkpoint(tmp_path / "run", config, 4)
     assert found(make_config(tmp_path, model, resume=str(tmp_path / "run"))) == ("run", 4)
+    assert found(make_config(tmp_path, model, resume=str(path.parent))) == ("run", 4)
     assert found(make_config(tmp_path, model, resume=str(path))) == ("run", 2)
     with pytest.raises(ConfigError, match="overwrite=true"):
         find_resumption(make_config(tmp_path, model, overwrite=True))
