@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from areal_x.api.checkpoint_config import EvaluationSetConfig
 from areal_x.api.config import ExperimentConfig
-from areal_x.api.errors import DataError
+from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.evaluation_checks import filled_set
 from areal_x.rollout.dataset import Items, load_dataset_items, load_evaluation_items
 
-__all__ = ["HeldOut", "load_held_out"]
+__all__ = ["HeldOut", "check_best_metric", "load_held_out"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ def load_held_out(config: ExperimentConfig) -> list[HeldOut]:
             raise DataError(f"{key}: {error}") from error
         found.append(HeldOut(name, key, items, settings))
     return found
+
+
+def check_best_metric(config: ExperimentConfig, held_out: Sequence[HeldOut]) -> None:
+    """Raise where ``checkpoint.best_metric`` is of a data set that the run does not measure.
+
+    Raises:
+        ConfigError: names it and what is measured.
+    """
+    metric = config.checkpoint.best_metric
+    if metric is None or any(metric.startswith(f"eval/{one.name}/") for one in held_out):
+        return
+    measured = " or ".join(f"eval/{one.name}/accuracy" for one in held_out)
+    problem = f"is never measured; name one such as {measured}" if measured else "there is no held-out data"
+    raise ConfigError(f"checkpoint.best_metric={metric}: {problem}")
 
 
 def _first(items: Items, limit: int | None) -> Items:

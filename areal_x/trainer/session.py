@@ -25,6 +25,7 @@ from areal_x.trainer.evaluation_sets import make_evaluation_sets, start_evaluati
 from areal_x.trainer.evaluations import Evaluations
 from areal_x.trainer.exports import POLICY_STATE
 from areal_x.trainer.given import Given
+from areal_x.trainer.held_out import check_best_metric
 from areal_x.trainer.models_beside import CriticModel, check_made_model, give_warm_start, make_critic
 from areal_x.trainer.nonfinite import NonFiniteSteps
 from areal_x.trainer.open_run import Run, open_run
@@ -93,6 +94,7 @@ async def run_training(config: ExperimentConfig, given: Given) -> None:
         print(f"{resumed.directory} has done all of its {resumed.step} steps; a larger train.total_steps goes on")
         return
     async with open_run(config, total_steps, given, resumed) as run, AsyncExitStack() as stack:
+        check_best_metric(config, run.data.held_out)
         tell_resumption(run)
         rewards = await start_rewards(run, stack)
         models = await load_models(run, rewards, stack)

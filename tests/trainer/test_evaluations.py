@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from trainer_runs import TINY, FinishedRun, run_command
 
-from areal_x.api.config import EvaluationConfig, ExperimentConfig, RolloutConfig, TrainConfig
+from areal_x.api.config import DataConfig, EvaluationConfig, ExperimentConfig, RolloutConfig, TrainConfig
 from areal_x.api.errors import ConfigError
 from areal_x.trainer.evaluations import Evaluations
+from areal_x.trainer.held_out import check_best_metric, load_held_out
 from areal_x.trainer.model_places import ModelPlace, locate_model
 
 SLOW = """
@@ -220,3 +221,12 @@ def test_what_a_run_is_measured_by(tmp_path: Path) -> None:
     (tmp_path / "empty" / "exports").mkdir(parents=True)
     with pytest.raises(ConfigError, match="neither a policy nor exports or checkpoints"):
         locate_model(str(tmp_path / "empty"))
+
+
+def test_the_best_must_be_of_the_data_set_that_is_measured() -> None:
+    config = ExperimentConfig(data=DataConfig(path="arithmetic"))
+    config.checkpoint.best_metric = "eval/arithmetic/accuracy"
+    check_best_metric(config, load_held_out(config))
+    config.checkpoint.best_metric = "eval/gsm8k/accuracy"
+    with pytest.raises(ConfigError, match="never measured; name one such as eval/arithmetic/accuracy"):
+        check_best_metric(config, load_held_out(config))
