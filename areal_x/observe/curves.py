@@ -150,11 +150,11 @@ def _draw_lag(axes: Axes, run: RunData) -> None:
     if isinstance(bound, int):
         axes.axvline(bound + 0.5, color="#b42318", linewidth=1.2, linestyle=(0, (3, 2)))
         axes.text(
-            bound + 0.44,
+            bound + 0.54,
             max(shares) * 1.1,
             f"bound {bound}",
             rotation=90,
-            ha="right",
+            ha="left",
             va="top",
             color="#b42318",
             fontsize=9,

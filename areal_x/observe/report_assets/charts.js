@@ -88,7 +88,7 @@ function lineChart(parent, { title, series, format = formatNumber, range = null,
   const ys = known.flatMap((one) => one.points.map((point) => point[1]));
   const xLow = Math.min(...xs), xHigh = Math.max(...xs);
   let [low, high] = range && Math.min(...ys) >= range[0] && Math.max(...ys) <= range[1] ? range : [Math.min(...ys), Math.max(...ys)];
-  if (low === high) { low -= Math.abs(low) * 0.1 || 1; high += Math.abs(high) * 0.1 || 1; }
+  if (low === high) { low -= Math.abs(low) * 0.1; high += Math.abs(high) * 0.1 || 1; }
   else if (!range) { const room = (high - low) * 0.06; low = low >= 0 && low - room < 0 ? 0 : low - room; high += room; }
   const steps = [...new Set(xs)].sort((a, b) => a - b);
   let chosen = -1;

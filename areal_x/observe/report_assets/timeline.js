@@ -5,6 +5,7 @@ const LANES = [
   ["training", "Training", "var(--purple)", "bars"],
   ["weights", "Weight updates", "var(--pink)", "bars"],
   ["evaluation", "Warm start and evaluation", "var(--green)", "bars"],
+  ["checkpoint", "Checkpoints", "var(--muted)", "bars"],
 ];
 
 // Adds the time-weighted mean count of one span to the bins that it overlaps.
