@@ -46,7 +46,8 @@ def find_config(name: str) -> Path:
     path = configs_dir() / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file() or not path.resolve().is_relative_to(configs_dir().resolve()):
         presets = [f"{group}/{preset}" for group, names in config_groups().items() for preset in names]
-        raise ConfigError(f"no shipped config {name!r}{nearest(name, config_names() + presets)}")
+        hint = nearest(name, config_names() + presets) or "; areal-x config list shows them"
+        raise ConfigError(f"no shipped config {name!r}{hint}")
     return path
 
 

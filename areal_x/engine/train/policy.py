@@ -48,7 +48,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device: cuda is asked for, but there is no usable GPU; use cpu or auto")
+        raise ConfigError("model.device=cuda: this machine has no GPU that torch can use; use cpu or auto")
     return device
 
 
