@@ -219,9 +219,9 @@ class RolloutExecutor(GroupSource):
             return
         # Tasks made by the last tick have had their first step: if they want the engine, its traffic counts them now.
         self._num_fresh = 0
-        while self._restarting:
-            self._start_episodes(self._restarting.pop(0))
         try:
+            while self._restarting:
+                self._start_episodes(self._restarting.pop(0))
             while self._may_admit():
                 item = next(self._items, None)
                 if item is None:
@@ -275,6 +275,8 @@ class RolloutExecutor(GroupSource):
             self._episodes[task] = episode
             task.add_done_callback(self._on_task_done)
             self._deadlines.add(episode, now)
+        if not pending.num_open:  # It had just been scored as a group when the earlier run stopped.
+            self._complete_group(pending)
 
     def _go_on_from(self, start: RolloutState) -> None:
         """Take over what an earlier run held; its open groups start with the first tick."""

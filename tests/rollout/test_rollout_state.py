@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,34 @@ async def test_groups_that_models_score_come_back_with_what_they_share(tmp_path:
         assert all((group.rewards == 7.0).all() for group in trained), "the scores did not reach the groups"
         assert sorted([*ends, *(group.group_id for group in trained)]) == ready
         assert executor.counts.submitted >= submitted
+
+
+async def test_a_group_that_was_just_scored_together_is_not_lost(tmp_path: Path) -> None:
+    """The scores are there, and what follows from them comes with the next pass of the loop: a run stops between."""
+
+    async def score(outcomes: Sequence[RewardOutcome]) -> list[RewardOutcome]:
+        asyncio.get_running_loop().call_soon(lambda: taken.append(executor.snapshot()))
+        return [RewardOutcome("ok", 5.0) for _ in outcomes]
+
+    taken: list[RolloutSnapshot] = []
+    hooks = GroupHooks(score)
+    options: dict[str, Any] = {"groups_per_step": GROUPS, "group_size": 2, "lockstep": False, "hooks": hooks}
+    workflow = CountingWorkflow(lambda data: RewardOutcome("pending", pending="later"))
+    stream = DataStream([{"n": number} for number in range(17)], seed=3)
+    executor = make_executor(
+        ScriptedEngine(random_script(5)), workflow, (item for _, item in stream), max_staleness=0, **options
+    )
+    async with running(executor):
+        await executor.next_batch()
+    first = taken[0]
+    assert any(all(e["trajectories"] is not None for e in group["episodes"]) for group in first.record["open_groups"])
+    first.write(tmp_path)
+    start = read_rollout_state(tmp_path, stream.item_at)
+    executor = make_executor(
+        ScriptedEngine(random_script(6)), workflow, iter(()), max_staleness=0, start=start, **options
+    )
+    async with running(executor):
+        groups = await asyncio.wait_for(executor.next_batch(), 10.0)
+        executor.check_conservation()
+    assert [group.group_id for group in groups] == first.group_ids == list(range(GROUPS))
+    assert all((group.rewards == 5.0).all() for group in groups)
