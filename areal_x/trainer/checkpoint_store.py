@@ -84,17 +84,18 @@ class CheckpointStore:
             CheckpointError: it could not be written; ``abandon`` comes next.
         """
         partial, path = self._path(step, PARTIAL), self._path(step)
-        with self._lock:
-            try:
-                manifest = write_manifest(partial, step, self._identity or {}, facts or {})
+        try:
+            # Takes long, and nobody else looks into this directory: those who record metrics do not wait for it.
+            manifest = write_manifest(partial, step, self._identity or {}, facts or {})
+            with self._lock:
                 if path.exists():
                     self._remove(path)
                 partial.rename(path)
                 sync_directory(self.directory)
-            except OSError as error:
-                raise CheckpointError(f"checkpoint {partial}: {described(error)}") from error
-            self.num_failures_in_a_row = 0
-            self._prune()
+                self.num_failures_in_a_row = 0
+                self._prune()
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {partial}: {described(error)}") from error
         return Checkpoint(path, step, manifest["facts"], manifest["identity"])
 
     def abandon(self, step: int, cause: CheckpointError) -> None:
@@ -174,9 +175,11 @@ class CheckpointStore:
         return self.directory / f"step_{step:06d}{suffix}"
 
     def _prune(self) -> None:
+        """Delete what is not kept; what the system does not let go of now is tried again with the next checkpoint."""
         steps = self.steps()
         for step in set(steps) - kept_steps(steps, self._values(), self._config):
-            self._remove(self._path(step))
+            with suppress(OSError):
+                self._remove(self._path(step))
 
     def _remove(self, path: Path) -> None:
         """Delete a checkpoint; should this process end in the middle, ``remove_partials`` goes on."""

@@ -7,9 +7,12 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -125,6 +128,46 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert store.steps() == [3, 5, 6] and store.best_steps() == [3]
     assert store_of(tmp_path, best_metric="eval/accuracy", best_is="lowest").best_steps() == [6]
     assert store_of(tmp_path).best_steps() == []
+
+
+class SlowFacts(UserDict[str, Any]):
+    """Facts that take as long to write as somebody wants: a slow disk."""
+
+    def __init__(self) -> None:
+        super().__init__({"cursor": 1})
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.set()
+        assert self.go_on.wait(30.0)
+        return super().__iter__()
+
+
+def test_a_metric_is_recorded_while_a_checkpoint_is_brought_to_the_disk(tmp_path: Path) -> None:
+    """The one who records is the loop that serves all episodes: it must not wait for a disk."""
+    store, facts = store_of(tmp_path, best_metric="eval/accuracy"), SlowFacts()
+    store.begin(1)
+    commit = threading.Thread(target=store.commit, args=(1, facts))
+    commit.start()
+    assert facts.asked.wait(30.0)
+    record = threading.Thread(target=store.record_metric, args=(1, 0.5), daemon=True)
+    record.start()
+    record.join(10.0)
+    assert not record.is_alive(), "it waits for the disk"
+    facts.go_on.set()
+    commit.join(30.0)
+    assert store.best_steps() == [1]
+
+
+def test_what_cannot_be_deleted_does_not_end_the_run(tmp_path: Path) -> None:
+    store = store_of(tmp_path, keep_last=1)
+    write(store, 1)
+    (tmp_path / "step_000001.old.partial").write_text("in the way")
+    write(store, 2)
+    assert store.steps() == [1, 2]
+    (tmp_path / "step_000001.old.partial").unlink()
+    write(store, 3)
+    assert store.steps() == [3]
 
 
 def test_later_checkpoints_go_when_the_run_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
