@@ -117,7 +117,7 @@ function timeLine(parent) {
     for (let k = 0; k < count; k++) path += `L${(k / count * width).toFixed(1)} ${at(k).toFixed(1)}L${((k + 1) / count * width).toFixed(1)} ${at(k).toFixed(1)}`;
     path += `L${width} ${row.top + row.height}Z`;
     body.append(shape("path", { d: path, fill: row.lane.colour, "fill-opacity": 0.32, stroke: row.lane.colour, "stroke-width": 1.2 }));
-    body.append(shape("text", { x: width, y: row.top - 6, "text-anchor": "end" }, `up to ${Math.round(highest * 10) / 10}`));
+    body.append(shape("text", { x: width, y: row.top - 6, "text-anchor": "end" }, `up to ${highest < 1 ? Number(highest.toFixed(2)) : Math.round(highest * 10) / 10}`));
   }
 
   function drawBars(body, row, x) {
