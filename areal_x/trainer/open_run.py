@@ -65,6 +65,8 @@ async def open_run(
     # Everything slow runs on the thread, never on the loop, so that an interrupt is answered at any moment.
     thread = TrainerThread()
     data = await thread.call(roles.load_data, config)
+    if resumed is not None:
+        await thread.call(resumed.check_data, data.train, config)
     async with open_files(config, total_steps, thread, resumed) as (directory, writer, display):
         yield Run(config, data, directory, writer, display, thread, given or Given(), resumed)
 

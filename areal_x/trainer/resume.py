@@ -25,6 +25,8 @@ from areal_x.observe.file_positions import FilePositions, check_positions
 from areal_x.observe.file_positions import cut_back as cut_files
 from areal_x.observe.redaction import redact_yaml
 from areal_x.observe.run_files import read_lines
+from areal_x.rollout.data_stream import DataStream
+from areal_x.rollout.dataset import Items
 from areal_x.trainer.checkpoint_files import Checkpoint, is_checkpoint
 from areal_x.trainer.checkpoint_identity import run_identity
 from areal_x.trainer.checkpoint_store import CHECKPOINTS, CheckpointStore
@@ -71,6 +73,18 @@ class Resumption:
         """Whether the run did all its steps and wrote all that comes after them."""
         info = next(read_lines(self.directory / "run.json"), {})
         return self.step >= total_steps and info.get("status") == "finished"
+
+    def check_data(self, items: Items, config: ExperimentConfig) -> None:
+        """Whether the run goes on with the data that it drew from; call it before ``cut_back``.
+
+        Raises:
+            DataError: they are others now.
+            CheckpointError: the checkpoint does not say where the run stood in them.
+        """
+        state = self.checkpoint.facts.get("stream")
+        if not isinstance(state, dict):
+            raise CheckpointError(f"checkpoint {self.checkpoint.path} lacks the place in the data; use another one")
+        DataStream(items, seed=config.seed, shuffle=config.data.shuffle).load_state_dict(state)
 
     def cut_back(self, config: CheckpointConfig) -> None:
         """Remove what is of later weights: checkpoints first, so that none is ever left without its lines.

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from areal_x.api.config import DataConfig, ExperimentConfig, ModelConfig
-from areal_x.api.errors import CheckpointError, ConfigError
+from areal_x.api.errors import CheckpointError, ConfigError, DataError
 from areal_x.engine.init_model import init_model
 from areal_x.observe.file_positions import LINE_FILES, FilePositions
+from areal_x.rollout.data_stream import DataStream
 from areal_x.trainer.checkpoint_identity import run_identity
 from areal_x.trainer.checkpoint_store import CHECKPOINTS, CheckpointStore
+from areal_x.trainer.open_run import open_run
 from areal_x.trainer.resume import Resumption, find_resumption, plain_config
 from areal_x.trainer.run_directory import lock_directory, numbered_directories
 
@@ -49,7 +51,8 @@ def add_checkpoint(directory: Path, config: ExperimentConfig, step: int) -> Path
     partial = store.begin(step)
     (partial / "state").write_bytes(b"x" * 1000)
     files = FilePositions(step, float(step), sizes)
-    facts = {"version": step, "files": files.as_facts(), "config": plain_config(config)}
+    stream = DataStream([{"prompt": "1+1="}] * 3, seed=config.seed).state_dict()
+    facts = {"version": step, "files": files.as_facts(), "config": plain_config(config), "stream": stream}
     return store.commit(step, facts).path
 
 
@@ -142,6 +145,17 @@ def test_files_that_are_shorter_than_the_checkpoint_says_are_named(tmp_path: Pat
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl has 12 bytes"):
         find_resumption(config)
+
+
+async def test_nothing_is_cut_away_for_a_run_on_other_data(tmp_path: Path, model: Path) -> None:
+    config = make_config(tmp_path, model)
+    path = add_checkpoint(tmp_path / "run", config, 2)
+    later = add_checkpoint(tmp_path / "run", config, 4)
+    config.resume = str(path)
+    with pytest.raises(DataError, match="num_items=3"):
+        async with open_run(config, 9, None, find_resumption(config)):
+            pass
+    assert later.is_dir() and (tmp_path / "run" / "metrics.jsonl").read_text().count("step") == 4
 
 
 def test_a_directory_has_one_run_at_a_time(tmp_path: Path) -> None:
