@@ -173,6 +173,9 @@ class Checkpointer:
         """
         self._may_end.set()
         await self._end_last()
+
+    def close(self) -> None:
+        """Let its thread end, whatever became of the run."""
         self._background.close()
 
     async def _end_last(self) -> None:

@@ -87,6 +87,7 @@ class Trainer:
         self.checkpointer = checkpointer
         self.steps_done = steps_done
         self._is_colocated = config.rollout.colocated
+        self._is_synchronous = config.rollout.max_staleness == 0
         self.policy_step = PolicyStep(config, train_engine, critic, nonfinite)
         self._unreported: FinishedStep | None = None
         self._update_seconds: dict[str, float] = {}
@@ -99,6 +100,8 @@ class Trainer:
         try:
             await self._run_steps()
         finally:
+            if self.checkpointer is not None:
+                self.checkpointer.close()
             self._report()
 
     async def _run_steps(self) -> None:
@@ -113,13 +116,16 @@ class Trainer:
                     await publishing
                 self.train_engine.version += 1
                 await self._stage(self.train_engine.version)
+                self._unreported = finished
+                if self._is_synchronous:  # A checkpoint holds nothing of the next step then, which repeats bitwise.
+                    await self._keep(step, group)
                 if not self._is_publication_held:
                     self._is_publication_held = self.evaluations.hold_weights
                     publishing = group.create_task(self._publish(), name="publish")
                 if self._is_colocated:
                     await publishing
-                self._unreported = finished
-                await self._keep(step, group)
+                if not self._is_synchronous:
+                    await self._keep(step, group)
                 if self.evaluations.is_due(step):
                     self._report()
                     await publishing

@@ -74,6 +74,9 @@ def test_a_synchronous_run_goes_on_bitwise(tmp_path: Path) -> None:
     assert json.loads((directory / "run.json").read_text())["resumes"][0]["step"] == KEPT_STEP
     times = [row["time"] for row in read_rows(directory / "metrics.jsonl")]
     assert times == sorted(times)
+    for path in (directory / "checkpoints").glob("step_*/rollout/rollout.json"):
+        rollouts = json.loads(path.read_text())
+        assert not rollouts["open_groups"] and not rollouts["ready"], "a part of a round would run in another round"
 
 
 @pytest.mark.timeout(240)
