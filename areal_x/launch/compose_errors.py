@@ -29,6 +29,8 @@ def explain(error: BaseException, source: Path) -> ConfigError:
     not_found = _NOT_FOUND.search(text)
     if not_found:
         return _preset_not_found(not_found.group(1), source)
+    if (dotted := _IN_FILE.match(text)) and dotted.group(1).startswith("."):
+        return ConfigError(f"{source}: its defaults name a file with ./ before it; write the name alone")
     key_match = _FULL_KEY.search(text)
     key = key_match.group(1) if key_match else ""
     where = _location(text, key, source)

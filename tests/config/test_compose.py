@@ -154,6 +154,7 @@ def test_a_wrong_override_is_named(overrides: list[str], expected: str) -> None:
             "exp.yaml:3: no preset 'grpoo' of algorithm; did you mean grpo?",
         ),
         ("defaults: [exp]\n", "its defaults name the file itself"),
+        ("defaults: [./quickstart]\n", "exp.yaml: its defaults name a file with ./ before it"),
         ("defaults: 3\n", "defaults must be a list"),
         ("name: x\n", "data.path is not set; add data.path=VALUE"),
         ("", "data.path is not set"),
