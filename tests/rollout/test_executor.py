@@ -217,7 +217,9 @@ async def test_episodes_that_wait_for_a_judge_do_not_keep_slots_empty() -> None:
 
     executor = make_executor(ScriptedEngine(random_script(6, 0.001)), SlowJudge(), groups_per_step=40, num_slots=4)
     async with running(executor):
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(20.0):
+            while executor.num_running_episodes < 40 * 2 * 3:
+                await asyncio.sleep(0.01)
         assert executor.num_running_episodes == 40 * 2 * 3
     assert executor.counts.cancelled == 240
 
