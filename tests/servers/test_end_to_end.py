@@ -76,7 +76,7 @@ def test_each_publication_is_served_exactly(quickstart: StartQuickstart, kind: s
 
 def accuracy_of(run: FinishedRun) -> float:
     assert run.status == 0, run.output[-3000:]
-    found = re.search(rf"{ACCURACY} ([\d.]+)", run.output)
+    found = re.search(r"^  accuracy +([\d.]+)", run.output, re.MULTILINE)
     assert found, run.output[-3000:]
     return float(found[1])
 
