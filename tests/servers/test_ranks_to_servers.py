@@ -11,7 +11,7 @@ from running_engines import make_server_running, request
 from server_models import DEVICE, MAX_LENGTH, VOCAB, make_policy
 
 from areal_x.api.config import AlgorithmConfig, ModelConfig, ServerConfig, TrainConfig
-from areal_x.api.records import TrainBatch
+from areal_x.api.records import ModelRequest, TrainBatch
 from areal_x.engine.ranks.local_ranks import LocalRanks
 from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.engine.transfer.staging import RankWeights
@@ -57,14 +57,19 @@ async def test_two_servers_serve_what_two_ranks_trained(tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         prompts = [rng.integers(2, VOCAB, rng.integers(1, 40)) for _ in range(32)]
         tokens = MAX_LENGTH - 50
-        sent = [request(ids, max_new_tokens=tokens, seed=seed) for seed, ids in enumerate(prompts)]
-        answers = asyncio.gather(*map(running.engine.agenerate, sent))
+
+        def sent(version: int) -> list[ModelRequest]:
+            return [request(ids, max_new_tokens=tokens, seed=100 * version + n) for n, ids in enumerate(prompts)]
+
+        answers = []
         for version in (2, 3):
             await train_and_stage(version)
+            # Sent only now: on a busy machine a step takes as long as all of them together.
+            answers.append(asyncio.gather(*map(running.engine.agenerate, sent(version))))
             await running.until(10 * len(prompts))
             # The ranks train on while servers load what they staged.
             await asyncio.gather(sync.publish(version), asyncio.to_thread(engine.sft_step, batch(10 + version)))
-        responses = await answers
+        responses = [response for wave in await asyncio.gather(*answers) for response in wave]
         assert [replica.version for replica in running.engine.replicas] == [3, 3]
         assert {span.version for response in responses for span in response.version_spans} == {1, 2, 3}
         for response in responses:
