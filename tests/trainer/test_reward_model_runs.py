@@ -99,7 +99,7 @@ def test_scores_that_all_fail_stop_the_run_with_the_reason(tmp_path: Path, seven
     changes = [f"reward_model.path={seven}", "reward_model.max_length=3"]
     finished = run_command(tmp_path, "train", "--config-name", "quickstart", *SMALL, *changes)
     assert finished.status == 1
-    assert "no held-out sample could be scored" in finished.stderr and "it takes 3" in finished.stderr
+    assert "no held-out sample of arithmetic could be scored" in finished.stderr and "it takes 3" in finished.stderr
 
 
 @pytest.mark.timeout(180)
