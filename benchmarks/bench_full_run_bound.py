@@ -16,9 +16,6 @@ processes on this machine.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
 import os
 import sys
 
@@ -36,28 +33,8 @@ CHANGES = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--skip", type=int, default=40, help="first steps that are no steady state")
-    parser.add_argument("--warm-steps", type=int, default=300, help="supervised steps before")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the terms are measured")
-    parser.add_argument("--json", help="append one line of figures to this file")
-    options = parser.parse_args()
-    figures = asyncio.run(
-        bound.measure(
-            options.steps,
-            options.rounds,
-            options.warm_steps,
-            options.skip,
-            name="full_run_bound",
-            asked=ASKED,
-            overrides=CHANGES,
-        )
-    )
-    bound.report(figures)
-    if options.json:
-        with open(options.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
+    options = bound.bound_parser(__doc__).parse_args()
+    figures = bound.measure_with(options, name="full_run_bound", asked=ASKED, overrides=CHANGES)
     return 0 if figures["passed"] else 1
 
 

@@ -478,24 +478,35 @@ def report(figures: dict[str, Any]) -> None:
     print("PASS" if figures["passed"] else "FAIL")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def bound_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark that measures a run against its bound."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--skip", type=int, default=40, help="first steps that are no steady state")
     parser.add_argument("--warm-steps", type=int, default=300, help="supervised steps before")
     parser.add_argument("--rounds", type=int, default=3, help="how often the terms are measured")
     parser.add_argument("--json", help="append one line of figures to this file")
+    return parser
+
+
+def measure_with(options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
+    """Measure with the options of ``bound_parser`` and further arguments of ``measure``, print, and write the line."""
+    figures = asyncio.run(measure(options.steps, options.rounds, options.warm_steps, options.skip, **arguments))
+    report(figures)
+    if options.json:
+        with open(options.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+    return figures
+
+
+def main() -> int:
+    parser = bound_parser(__doc__)
     parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.generate is not None:
         asyncio.run(generate_until_told(json.loads(options.generate.read_text())))
         return 0
-    figures = asyncio.run(measure(options.steps, options.rounds, options.warm_steps, options.skip))
-    report(figures)
-    if options.json:
-        with open(options.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
-    return 0 if figures["passed"] else 1
+    return 0 if measure_with(options)["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ A step with reward models is taken whole, because the filter is asked after the 
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -46,32 +43,12 @@ def make_reward_model(folder: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--skip", type=int, default=40, help="first steps that are no steady state")
-    parser.add_argument("--warm-steps", type=int, default=300, help="supervised steps before")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the terms are measured")
-    parser.add_argument("--json", help="append one line of figures to this file")
-    options = parser.parse_args()
+    options = bound.bound_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         model = make_reward_model(Path(temporary))
         changes = [f"reward_model.path={model}", "reward_model.chat_template=false", "reward_model.weight=0.1"]
-        figures = asyncio.run(
-            bound.measure(
-                options.steps,
-                options.rounds,
-                options.warm_steps,
-                options.skip,
-                name="reward_model_bound",
-                asked=ASKED,
-                overrides=changes,
-            )
-        )
-    bound.report(figures)
+        figures = bound.measure_with(options, name="reward_model_bound", asked=ASKED, overrides=changes)
     print(f"  reward model, in the run       {figures['reward_model_ms']:7.1f} ms   (part of train)")
-    if options.json:
-        with open(options.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
     return 0 if figures["passed"] else 1
 
 
