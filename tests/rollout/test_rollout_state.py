@@ -173,11 +173,16 @@ async def snapshot_of_a_run(folder: Path) -> tuple[RolloutExecutor, RolloutSnaps
     return executor, snapshot
 
 
+def as_text(snapshot: RolloutSnapshot) -> str:
+    """A masked episode's reward is NaN, which equals nothing, not even itself."""
+    return json.dumps(snapshot.record, sort_keys=True)
+
+
 async def test_what_episodes_finished_comes_back_as_it_was(tmp_path: Path) -> None:
     _, snapshot = await snapshot_of_a_run(tmp_path)
     stream = DataStream([{"n": number} for number in range(17)], seed=3)
     state = read_rollout_state(tmp_path, stream.item_at)
-    assert RolloutSnapshot.of(state).record == json.loads(json.dumps(snapshot.record))
+    assert as_text(RolloutSnapshot.of(state)) == as_text(snapshot)
     for name, array in RolloutSnapshot.of(state).arrays.items():
         assert array.dtype == snapshot.arrays[name].dtype
         np.testing.assert_array_equal(array, snapshot.arrays[name])
