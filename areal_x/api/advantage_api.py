@@ -34,7 +34,7 @@ class RewardedSamples:
     kl_penalties: FloatArray | None = None
     """With ``algorithm.kl_in=reward``: coefficient times KL divergence of each sampled token, [N], 0 elsewhere."""
     values: FloatArray | None = None
-    """With a critic: the expected return from before each token on, [N]."""
+    """With a critic (``critic.enabled``): the expected return from before each token on, [N]."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -60,7 +60,7 @@ class RewardedSamples:
 @dataclass(frozen=True, slots=True)
 class Advantages:
     """``values``: one for each sample [S], or one for each token [N]; those of tokens that are not trained do not
-    matter. ``returns``: what a critic learns, [N]."""
+    matter. ``returns``: what a critic learns, [N]; where there is one they have to be given."""
 
     values: npt.NDArray[np.floating]
     returns: npt.NDArray[np.floating] | None = None

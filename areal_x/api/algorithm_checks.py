@@ -123,9 +123,12 @@ def _check_reference_model(config: ExperimentConfig) -> None:
 def _check_critic(config: ExperimentConfig) -> None:
     critic = config.critic
     if not config.uses_critic:
-        where = "algorithm.advantage=gae (algorithm=ppo)"
+        where = "algorithm.advantage=gae (algorithm=ppo), or an advantage function of your own and critic.enabled=true"
         _refuse_unused("critic", critic, CriticConfig(), where)
         return
+    if critic.enabled and (advantage := config.algorithm.advantage) != "gae" and advantage in ADVANTAGES:
+        fix = f"algorithm.advantage={advantage} looks at no values; leave it out, or use gae or a function of your own"
+        raise bad_value("critic.enabled", "true", fix)
     at_least("critic.learning_rate", critic.learning_rate, 0)
     one_of("critic.lr_schedule", critic.lr_schedule, ("constant", "cosine", "linear"))
     at_least("critic.warmup_steps", critic.warmup_steps, 0)

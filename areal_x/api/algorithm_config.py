@@ -106,8 +106,11 @@ class ReferenceConfig:
 
 @dataclass
 class CriticConfig:
-    """The value model of ``algorithm.advantage=gae``."""
+    """The value model of ``algorithm.advantage=gae``, or of an advantage function of your own."""
 
+    enabled: bool = False
+    """For an advantage function of your own: its samples have ``values``, and it gives ``returns``. ``gae`` always has
+    a critic."""
     path: str | None = None
     """A causal language model (its body, with a new head) or a token or sequence classification model of one label.
     Default: the policy as it is before the first step."""

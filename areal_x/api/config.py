@@ -343,7 +343,7 @@ class ExperimentConfig:
     @property
     def uses_critic(self) -> bool:
         """Whether advantages need a value model."""
-        return self.algorithm.advantage == "gae"
+        return self.algorithm.advantage == "gae" or self.critic.enabled
 
     @property
     def uses_reference(self) -> bool:

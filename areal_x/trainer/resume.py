@@ -44,7 +44,7 @@ _FREE = (
 """May be others when a run goes on, and nothing has to be said about them."""
 _FIXED = (
     "seed", "data", "model.path", "model.init", "rollout.group_size", "train.batch_size", "train.lora",
-    "algorithm.advantage", "critic.path", "reference.path", "reference.ema_decay", "workflow.path",
+    "algorithm.advantage", "critic.enabled", "critic.path", "reference.path", "reference.ema_decay", "workflow.path",
 )  # fmt: skip
 """Another value would make another run of it: other prompts, other groups, or another model."""
 

@@ -52,6 +52,11 @@ def estimate_advantages(
         )
         total = _sum(total, weight, _checked(function(samples), samples))
     assert total is not None
+    if batch.values is not None and total.returns is None:
+        raise ConfigError(
+            "algorithm.advantage: the function gave no returns, so the critic has nothing to learn; return "
+            "Advantages(values, returns), or set critic.enabled=false"
+        )
     batch.returns = None if total.returns is None else total.returns.astype(np.float32)
     if total.values.shape == batch.lengths.shape:
         batch.advantages = np.repeat(total.values.astype(np.float32), batch.lengths)

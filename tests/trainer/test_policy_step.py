@@ -162,6 +162,13 @@ def test_a_critic_learns_before_the_policy_and_alone_at_first() -> None:
     assert second.metrics["critic/return_mean"] == pytest.approx(2 / 3)
 
 
+def test_a_critic_needs_returns_to_learn() -> None:
+    config = made_config()
+    config.critic.enabled = True
+    with pytest.raises(ConfigError, match="gave no returns, so the critic has nothing to learn"):
+        PolicyStep(config, Models(), ConstantCritic([])).take(1, made_groups(), True)
+
+
 def test_advantages_that_are_not_finite_are_not_trained(tmp_path: Path) -> None:
     file = tmp_path / "broken_advantage.py"
     file.write_text("import numpy as np\n\ndef broken(samples):\n    return np.full(len(samples), np.inf)\n")

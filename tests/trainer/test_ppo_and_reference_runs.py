@@ -22,6 +22,15 @@ def sevens(prompt, completions, gift=0.0, **kwargs):
     """The share of 7 in a completion, and a gift that the prompt alone decides: its first digit."""
     return completions.count("7") / max(1, len(completions)) + gift * int(prompt[0]) / 9
 '''
+DECOUPLED = """
+from areal_x.api.advantage_api import Advantages
+from areal_x.engine.train.advantages import gae
+
+
+def decoupled(samples):
+    policy, critic = gae(samples, gae_lambda=0.9), gae(samples, whiten=False)
+    return Advantages(policy.values, critic.returns)
+"""
 SETTINGS = (
     "reward.fn=sevens.py:sevens",
     "train.batch_size=64",
@@ -54,6 +63,15 @@ def test_ppo_learns_and_its_critic_foretells_returns(tmp_path: Path, monkeypatch
     assert abs(explained[0]) < 1e-6 and np.mean(explained[-4:]) > np.mean(explained[:4]) + 0.05
     assert set(values(rows, "critic/skipped_steps")) == {0.0}
     assert min(values(rows, "critic/grad_norm")) > 0 and set(values(rows, "critic/learning_rate")) == {1e-2}
+
+
+def test_a_function_of_ones_own_has_a_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(DECOUPLED)
+    rates = ("train.learning_rate=3e-3", "critic.learning_rate=1e-2", "train.total_steps=12")
+    own = ("algorithm.advantage=mine.py:decoupled", "critic.enabled=true", "reward.kwargs.gift=1")
+    rows = run(tmp_path, monkeypatch, "own", *rates, *own)
+    explained = values(rows, "critic/explained_variance")
+    assert abs(explained[0]) < 1e-6 and np.mean(explained[-4:]) > np.mean(explained[:4]) + 0.05
 
 
 def test_a_reference_keeps_the_policy_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
