@@ -66,7 +66,7 @@ def run(command: Command, config: ExperimentConfig, **objects: Any) -> int:
 
         status = run_session(command, config, Given(**objects, placement=placement))
     if status == INTERRUPTED:
-        leave_at_once()
+        leave_at_once(goes_on=command == "train" and config.checkpoint.every_steps > 0)
     return status
 
 

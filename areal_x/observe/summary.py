@@ -50,8 +50,9 @@ def summary_lines(run_dir: Path) -> list[str]:
     lines += [_sample_line("not scored", record) for record in chosen.failed[:1]]
     files = ("report.html", "curves.png", "metrics.jsonl", "trajectories.jsonl")
     present = [name for name in files if (run.run_dir / name).is_file()]
-    policy = [f"{path.name}/" for path in sorted(run.run_dir.glob("*")) if (path / "config.json").is_file()]
-    lines.append(f"{'files':<16}{run.run_dir}/: {', '.join([*present, *policy])}")
+    models = [f"{path.parent.name}/" for path in sorted(run.run_dir.glob("*/config.json"))]
+    checkpoints = ["checkpoints/"] if (run.run_dir / "checkpoints").is_dir() else []
+    lines.append(f"{'files':<16}{run.run_dir}/: {', '.join([*present, *checkpoints, *models])}")
     return lines
 
 

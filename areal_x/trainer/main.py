@@ -97,9 +97,11 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def leave_at_once() -> None:
-    """Leave without waiting for a training step in progress: all files are written and closed by now."""
-    print("areal-x: interrupted; everything reported so far is in the run's directory", file=sys.stderr)
+def leave_at_once(goes_on: bool) -> None:
+    """Leave without waiting for a training step in progress: all files are written and closed by now. ``goes_on``: the
+    run takes checkpoints."""
+    hint = "; resume=auto goes on after its last checkpoint" if goes_on else ""
+    print(f"areal-x: interrupted; everything reported so far is in the run's directory{hint}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)

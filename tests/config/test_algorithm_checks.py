@@ -77,7 +77,7 @@ def assign(config: ExperimentConfig, values: dict[str, Any]) -> None:
         # Models beside the policy.
         ({"critic.offload": True}, "critic.offload=True: is used by algorithm.advantage=gae (algorithm=ppo)"),
         ({"critic.path": "models/value"}, "is used by algorithm.advantage=gae"),
-        ({"critic.enabled": True}, "algorithm.advantage=group looks at no values; leave it out, or use gae or a function"),
+        ({"critic.enabled": True}, "algorithm.advantage=group looks at no values; leave it out"),
         (GAE | {"critic.learning_rate": -1.0}, "critic.learning_rate=-1.0: must be 0 or more"),
         (GAE | {"critic.lr_schedule": "step"}, "critic.lr_schedule=step: must be one of"),
         (GAE | {"critic.clip": 0.0}, "critic.clip=0.0: must be above 0"),
