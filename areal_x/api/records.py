@@ -157,8 +157,7 @@ class Trajectory:
     episode_id: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {len(self.input_ids), len(self.loss_mask), len(self.logprobs)}
-        if len(lengths) != 1:
+        if not len(self.input_ids) == len(self.loss_mask) == len(self.logprobs):
             raise ValueError(
                 f"input_ids, loss_mask and logprobs of a trajectory differ in length: {len(self.input_ids)}, "
                 f"{len(self.loss_mask)}, {len(self.logprobs)}"
@@ -180,7 +179,9 @@ class Trajectory:
         """
         last = responses[-1]
         length = len(last.input_ids) + len(last.output_ids)
-        input_ids = np.concatenate([last.input_ids, last.output_ids]).astype(np.int32, copy=False)
+        input_ids = np.concatenate([last.input_ids, last.output_ids])
+        if input_ids.dtype != np.int32:
+            input_ids = input_ids.astype(np.int32)
         loss_mask = np.zeros(length, dtype=np.bool_)
         logprobs = np.zeros(length, dtype=np.float32)
         spans: list[VersionSpan] = []
@@ -195,9 +196,11 @@ class Trajectory:
                 raise ValueError(f"turn {turn + 1} is no prefix of the last turn; append ids, do not encode again")
             loss_mask[start:end] = True
             logprobs[start:end] = response.logprobs
-            spans.extend(VersionSpan(a + start, b + start, version) for a, b, version in response.version_spans)
-        fields.setdefault("num_turns", len(responses))
-        fields.setdefault("stop_reason", last.stop_reason)
+            spans += [VersionSpan(a + start, b + start, version) for a, b, version in response.version_spans]
+        if "num_turns" not in fields:
+            fields["num_turns"] = len(responses)
+        if "stop_reason" not in fields:
+            fields["stop_reason"] = last.stop_reason
         return cls(input_ids, loss_mask, logprobs, spans, outcome, **fields)
 
     @property

@@ -184,12 +184,9 @@ def _take_part(result: RewardResult, reward_key: str) -> RewardResult:
 
 
 def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> RewardResult:
-    beside: dict[str, Any] = {"parts": returned.parts, "metadata": returned.metadata}
-    for name, given in beside.items():
-        if not isinstance(given, Mapping):
-            text = f"RewardResult.{name} is a {type(given).__name__}, expected a dict"
-            raise RewardError(f"{text} (leave it out for none)")
-    parts = {str(name): _number(part, f"RewardResult.parts[{name!r}] is") for name, part in returned.parts.items()}
+    parts = _check_parts(returned)
+    if returned.token_rewards is None and returned.step_rewards is None:
+        return RewardResult(_number(returned.value, "RewardResult.value is"), parts, metadata=dict(returned.metadata))
     tokens = _numbers(returned.token_rewards, "token_rewards")
     if tokens is not None and num_completion_tokens is not None and len(tokens) != num_completion_tokens:
         raise RewardError(
@@ -199,13 +196,24 @@ def _check_result(returned: RewardResult, num_completion_tokens: int | None) -> 
     return RewardResult(_value(returned, tokens, steps), parts, tokens, steps, dict(returned.metadata))
 
 
+def _check_parts(returned: RewardResult) -> dict[str, float]:
+    beside: tuple[tuple[str, Any], ...] = (("parts", returned.parts), ("metadata", returned.metadata))
+    for name, given in beside:
+        if type(given) is not dict and not isinstance(given, Mapping):
+            text = f"RewardResult.{name} is a {type(given).__name__}, expected a dict"
+            raise RewardError(f"{text} (leave it out for none)")
+    if not returned.parts:
+        return {}
+    return {str(name): _number(part, f"RewardResult.parts[{name!r}] is") for name, part in returned.parts.items()}
+
+
 def _value(returned: RewardResult, tokens: list[float] | None, steps: list[float] | None) -> float:
     """The scalar: as given, or the sum of the rewards of tokens, else of steps. With tokens, both must agree."""
-    summed = None if tokens is None and steps is None else math.fsum(tokens if tokens is not None else steps or ())
-    if returned.value is None and summed is not None:
+    summed = math.fsum(tokens if tokens is not None else steps or ())
+    if returned.value is None:
         return _number(summed, "the sum of the rewards of tokens or steps is")
     value = _number(returned.value, "RewardResult.value is")
-    if tokens is not None and summed is not None and not math.isclose(value, summed, rel_tol=1e-6, abs_tol=1e-6):
+    if tokens is not None and not math.isclose(value, summed, rel_tol=1e-6, abs_tol=1e-6):
         raise RewardError(
             f"RewardResult.value is {value:g}, but its token_rewards add up to {summed:g}; leave value out, or let "
             "them agree"
@@ -222,6 +230,11 @@ def _numbers(values: Any, name: str) -> list[float] | None:
 
 
 def _is_number(value: Any) -> bool:
+    kind = type(value)
+    if kind is float or kind is int:  # What asks the abstract class below is many times slower.
+        return True
+    if kind is str:
+        return False
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
@@ -229,6 +242,8 @@ def _is_number(value: Any) -> bool:
 
 def finite_number(value: Any) -> float | None:
     """``value`` as a float if it is a number (no bool) that a float32 can hold, else None."""
+    if type(value) is float:
+        return value if -LARGEST_REWARD <= value <= LARGEST_REWARD else None
     if not _is_number(value):
         return None
     try:
@@ -250,12 +265,12 @@ def _number_hint(value: Any) -> str:
 
 
 def _number(value: Any, what: str) -> float:
+    number = finite_number(value)
+    if number is not None:
+        return number
     if not _is_number(value):
         shown = repr(value)
         hint = _number_hint(value)
         raise RewardError(f"{what} a {type(value).__name__} ({shown[:80]}), expected a number{hint}")
-    number = finite_number(value)
-    if number is None:
-        shown = str(value) if isinstance(value, float | np.floating) else "a whole number too large"
-        raise RewardError(f"{what} {shown}, expected a finite number (float32)")
-    return number
+    shown = str(value) if isinstance(value, float | np.floating) else "a whole number too large"
+    raise RewardError(f"{what} {shown}, expected a finite number (float32)")

@@ -13,6 +13,8 @@ from areal_x.api.errors import ArealXError
 
 __all__ = ["LineFile", "RunWriteError", "encode_line", "plain_value", "replace_file"]
 
+_STRICT = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 
 class RunWriteError(ArealXError):
     """A file of the run directory could not be written."""
@@ -36,9 +38,9 @@ def plain_value(value: Any) -> Any:
 def encode_line(record: Mapping[str, Any]) -> str:
     """One JSON line without its end. Strict JSON: values that are not finite are written as ``null``."""
     try:
-        return json.dumps(record, allow_nan=False, separators=(",", ":"))
+        return _STRICT.encode(record)
     except (TypeError, ValueError):
-        return json.dumps(plain_value(record), allow_nan=False, separators=(",", ":"))
+        return _STRICT.encode(plain_value(record))
 
 
 class LineFile:

@@ -6,6 +6,7 @@ import os
 import platform
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,8 +58,8 @@ class RunWriter:
         self.started_at = time.monotonic() - (resumed.time if resumed is not None else 0.0)
         """``time.monotonic()`` of the run's start: zero of every ``time``, ``start`` and ``end`` in the files. Of a run
         that was resumed: as if it had never stopped."""
-        self._pending_spans: list[Span] = []
-        self._lock = threading.Lock()
+        self._pending_spans: deque[Span] = deque()
+        self._flushing = threading.Lock()
         self._closed = False
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -140,10 +141,8 @@ class RunWriter:
         Lanes: ``generation``, ``scoring``, ``training``, ``weights``, ``evaluation``, ``warm_start``, ``checkpoint``.
         Written at the next ``write_step`` or ``close``.
         """
-        with self._lock:
-            self._pending_spans.append(Span(lane, name, start, end, info))
-            is_full = len(self._pending_spans) >= _MAX_PENDING_SPANS
-        if is_full:
+        self._pending_spans.append(Span(lane, name, start, end, info))
+        if len(self._pending_spans) >= _MAX_PENDING_SPANS:
             self._flush_spans()
 
     def close(self, status: str = "finished") -> None:
@@ -165,8 +164,9 @@ class RunWriter:
                 sink.close()
 
     def _flush_spans(self) -> None:
-        with self._lock:
-            spans, self._pending_spans = self._pending_spans, []
+        with self._flushing:
+            # Other threads may append meanwhile: what is there now is taken, one by one.
+            spans = [self._pending_spans.popleft() for _ in range(len(self._pending_spans))]
             if spans:
                 self._files["timeline.jsonl"].append(coalesce(spans, self.started_at))
 

@@ -43,6 +43,9 @@ class WorkerOwner(Protocol):
     def calls_taken_back(self, calls: list[Call]) -> None: ...
 
 
+_SCRIPT_IN_WORKERS = b"__mp_main__"
+
+
 class _DriverUnpickler(pickle.Unpickler):
     """Classes of the user's script have another module name in the workers."""
 
@@ -114,9 +117,11 @@ class WorkerLink:
         except BlockingIOError:
             return False
         self.pending.append(call)
-        if len(self.pending) == 1:
+        num_pending = len(self.pending)
+        if num_pending == 1:
             self.head_started = now
-        self._watch()
+        if num_pending <= 2:  # Further ones change nothing: the first is watched, and that others wait is known.
+            self._watch()
         return True
 
     def take_back(self) -> None:
@@ -221,6 +226,8 @@ class WorkerLink:
             offset = end
         if offset < size and self._reading:
             self._buffer += data[offset:]
+        if self.pending and self.killed_for is None:
+            self._watch()
         if not self.killed_for and self.ready:
             self._owner.worker_drained(self)
 
@@ -241,9 +248,7 @@ class WorkerLink:
             return
         call = self.pending.popleft()
         assert call.number == number, f"worker {self.number} answered call {number}, expected {call.number}"
-        if self.pending:
-            self.head_started = started + seconds
-            self._watch()
+        self.head_started = started + seconds
         if kind == KIND_FLOAT:
             result = CallResult("ok", value, seconds=seconds, started_at=started, attempts=call.attempts)
         elif kind == KIND_ERROR:
@@ -308,7 +313,10 @@ class WorkerLink:
 
 def _value_result(body: bytes, seconds: float, started: float, attempts: int) -> CallResult:
     try:
-        value, output = _DriverUnpickler(io.BytesIO(body)).load()
+        if _SCRIPT_IN_WORKERS in body:
+            value, output = _DriverUnpickler(io.BytesIO(body)).load()
+        else:
+            value, output = pickle.loads(body)
     except Exception as error:  # The boundary to the user's value: unpickling runs its code.
         text = f"the function's result cannot be read here: {type(error).__name__}: {error}"
         return CallResult("error", None, text, type(error).__name__, text, "", seconds, started, attempts)

@@ -133,10 +133,18 @@ def _rejection(group_filter: GroupFilter | None, group: TrajectoryGroup, name: s
 
 def is_waiting(episode: Episode) -> bool:
     """Whether an episode that ended waits for the rest of its group to be scored."""
-    return any(t.outcome is not None and t.outcome.status == "pending" for t in episode.trajectories or ())
+    for trajectory in episode.trajectories or ():
+        if trajectory.outcome is not None and trajectory.outcome.status == "pending":
+            return True
+    return False
 
 
 def pending_outcomes(pending: PendingGroup) -> list[RewardOutcome]:
     """Each outcome that waits for the group, once, in the order of the episodes."""
-    outcomes = [t.outcome for episode in pending.episodes for t in episode.trajectories or () if t.outcome is not None]
-    return list({id(outcome): outcome for outcome in outcomes if outcome.status == "pending"}.values())
+    found: dict[int, RewardOutcome] = {}
+    for episode in pending.episodes:
+        for trajectory in episode.trajectories or ():
+            outcome = trajectory.outcome
+            if outcome is not None and outcome.status == "pending":
+                found[id(outcome)] = outcome
+    return list(found.values())

@@ -78,6 +78,8 @@ def check_trajectories(result: Any) -> list[Trajectory]:
     Raises:
         TypeError: it is neither a trajectory nor a list of them, or no outcome is attached.
     """
+    if type(result) is Trajectory and result.outcome is not None:
+        return [result]
     trajectories = [result] if isinstance(result, Trajectory) else result
     if (
         not isinstance(trajectories, list)
@@ -142,8 +144,14 @@ def _is_trainable(outcome: RewardOutcome, policy: FailurePolicy) -> bool:
 
 
 def _worst_outcome(trajectories: list[Trajectory]) -> RewardOutcome:
-    outcomes = [trajectory.outcome for trajectory in trajectories if trajectory.outcome is not None]
-    return next((outcome for outcome in outcomes if outcome.status != "ok"), outcomes[-1])
+    """The first that is not ``ok``, else the last."""
+    worst: RewardOutcome | None = None
+    for trajectory in trajectories:
+        worst = trajectory.outcome or worst
+        if worst is not None and worst.status != "ok":
+            break
+    assert worst is not None
+    return worst
 
 
 def _make_group(
@@ -151,19 +159,20 @@ def _make_group(
 ) -> TrajectoryGroup:
     trajectories: list[Trajectory] = []
     rewards: list[float] = []
+    group_id = pending.group_id
     for episode in good:
+        episode_id = episode.episode_id
         for trajectory in episode.trajectories or ():
+            trajectory.group_id, trajectory.episode_id = group_id, episode_id
             trajectories.append(trajectory)
             rewards.append(_reward_of(trajectory, policy))
     for episode in masked:
+        episode_id = episode.episode_id
         for trajectory in episode.trajectories or ():
+            trajectory.group_id, trajectory.episode_id = group_id, episode_id
             trajectory.loss_mask[:] = False
             trajectories.append(trajectory)
             rewards.append(float("nan"))
-    for episode in (*good, *masked):
-        for trajectory in episode.trajectories or ():
-            trajectory.group_id = pending.group_id
-            trajectory.episode_id = episode.episode_id
     return TrajectoryGroup(
         group_id=pending.group_id,
         trajectories=trajectories,

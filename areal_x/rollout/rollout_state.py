@@ -6,22 +6,24 @@ In the snapshot are the number of items drawn, the books, groups that wait for t
 episodes still run. What an episode has finished is kept with its tokens, their log-probabilities and versions; an
 episode that runs, or waits for a score of its whole group, runs again.
 
-Taking a snapshot copies arrays, because masks change later; it takes one pass of the event loop and no time of the
-disk. Arrays of all trajectories lie end to end. Records are JSON; what is shared (an outcome of several trajectories)
-is written once and shared again.
+Taking a snapshot copies what changes later (masks, ends, who holds what) in one pass of the event loop, and takes no
+time of the disk; records and arrays are made of it by whoever writes it. Arrays of all trajectories lie end to end.
+Records are JSON; what is shared (an outcome of several trajectories) is written once and shared again.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
+import operator
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +32,7 @@ from areal_x.api.errors import CheckpointError
 from areal_x.api.records import Trajectory, TrajectoryGroup, VersionSpan
 from areal_x.api.reward_records import RewardOutcome
 from areal_x.rollout.counts import EpisodeCounts
-from areal_x.rollout.episode import Episode
+from areal_x.rollout.episode import Episode, EpisodeEnd
 from areal_x.rollout.finish_group import is_waiting
 from areal_x.rollout.groups import PendingGroup
 from areal_x.rollout.ready import ReadyGroup
@@ -51,6 +53,8 @@ _OUTCOME_FIELDS = (
     "values",
 )
 _TRAJECTORY_FIELDS = ("stop_reason", "num_turns", "prompt", "completion", "metadata", "group_id", "episode_id")
+_values_of_outcome = operator.attrgetter(*_OUTCOME_FIELDS)
+_values_of_trajectory = operator.attrgetter(*_TRAJECTORY_FIELDS)
 
 
 @dataclass
@@ -75,14 +79,18 @@ class RolloutState:
 class RolloutSnapshot:
     """A copy of a ``RolloutState`` that nothing changes any more."""
 
-    record: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    facts: dict[str, Any]
+    open_groups: list[_Group]
+    ready: list[_ReadyGroup]
+    table: _Table
+    loss_mask: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, state: RolloutState) -> RolloutSnapshot:
-        """Copy ``state``; what its trajectories' arrays hold may change afterwards."""
+        """Copy ``state``, which may change afterwards, with its trajectories' masks; their ids and log-probabilities
+        never do."""
         table = _Table()
-        record = {
+        facts = {
             "next_group_id": state.next_group_id,
             "num_accepted_groups": state.num_accepted_groups,
             "num_redraws": state.num_redraws,
@@ -90,11 +98,26 @@ class RolloutSnapshot:
             "counts": {
                 one.name: copy.copy(getattr(state.counts, one.name)) for one in dataclasses.fields(state.counts)
             },
-            "open_groups": [_group_record(pending, table) for pending in state.open_groups],
-            "ready": [_ready_record(ready, table) for ready in sorted(state.ready)],
         }
-        record |= {"trajectories": table.trajectories, "outcomes": table.outcomes}
-        return cls(record, table.arrays())
+        open_groups = [_copy_group(pending, table) for pending in state.open_groups]
+        ready = [_copy_ready(ready, table) for ready in sorted(state.ready)]
+        return cls(facts, open_groups, ready, table, table.array("loss_mask"))
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """All but the arrays, as JSON."""
+        return {
+            **self.facts,
+            "open_groups": [group.record() for group in self.open_groups],
+            "ready": [group.record() for group in self.ready],
+            "trajectories": self.table.trajectory_records(),
+            "outcomes": self.table.outcome_records(),
+        }
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Those of all trajectories, end to end."""
+        return {name: self.loss_mask if name == "loss_mask" else self.table.array(name) for name in _TOKEN_ARRAYS}
 
     @property
     def group_ids(self) -> list[int]:
@@ -148,10 +171,11 @@ class _Table:
     """All trajectories and outcomes of a state, each once, by their place in a list."""
 
     def __init__(self) -> None:
-        self.trajectories: list[dict[str, Any]] = []
-        self.outcomes: list[dict[str, Any]] = []
+        self._trajectories: list[Trajectory] = []
+        self._values: list[tuple[Any, ...]] = []
+        self._outcome_places: list[int | None] = []
+        self._outcomes: list[tuple[Any, ...]] = []
         self._places: dict[int, int] = {}
-        self._kept: list[Trajectory] = []
 
     def add_all(self, trajectories: Iterable[Trajectory]) -> list[int]:
         return [self._add(trajectory) for trajectory in trajectories]
@@ -159,48 +183,81 @@ class _Table:
     def _add(self, trajectory: Trajectory) -> int:
         place = self._places.get(id(trajectory))
         if place is None:
-            place = self._places[id(trajectory)] = len(self.trajectories)
-            record = {name: getattr(trajectory, name) for name in _TRAJECTORY_FIELDS}
-            record["length"] = len(trajectory.input_ids)
-            record["spans"] = [list(span) for span in trajectory.version_spans]
-            record["outcome"] = self._outcome(trajectory.outcome)
-            self.trajectories.append(record)
-            self._kept.append(trajectory)
+            place = self._places[id(trajectory)] = len(self._trajectories)
+            self._trajectories.append(trajectory)
+            self._values.append(_values_of_trajectory(trajectory))
+            self._outcome_places.append(self._place_of_outcome(trajectory.outcome))
         return place
 
-    def _outcome(self, outcome: RewardOutcome | None) -> int | None:
+    def _place_of_outcome(self, outcome: RewardOutcome | None) -> int | None:
         if outcome is None:
             return None
         place = self._places.get(id(outcome))
         if place is None:
-            place = self._places[id(outcome)] = len(self.outcomes)
-            self.outcomes.append({name: getattr(outcome, name) for name in _OUTCOME_FIELDS})
+            place = self._places[id(outcome)] = len(self._outcomes)
+            self._outcomes.append(_values_of_outcome(outcome))
         return place
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {
-            name: np.concatenate([np.empty(0, dtype), *(getattr(trajectory, name) for trajectory in self._kept)])
-            for name, dtype in _TOKEN_ARRAYS.items()
-        }
+    def trajectory_records(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **dict(zip(_TRAJECTORY_FIELDS, values, strict=True)),
+                "length": len(trajectory.input_ids),
+                "spans": [list(span) for span in trajectory.version_spans],
+                "outcome": place,
+            }
+            for trajectory, values, place in zip(self._trajectories, self._values, self._outcome_places, strict=True)
+        ]
+
+    def outcome_records(self) -> list[dict[str, Any]]:
+        return [dict(zip(_OUTCOME_FIELDS, values, strict=True)) for values in self._outcomes]
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        parts = [np.empty(0, _TOKEN_ARRAYS[name]), *(getattr(trajectory, name) for trajectory in self._trajectories)]
+        return np.concatenate(parts)
 
 
-def _group_record(pending: PendingGroup, table: _Table) -> dict[str, Any]:
+class _Group(NamedTuple):
+    """A group: of each episode its end, the reason, and the places of its trajectories."""
+
+    group_id: int
+    admitted_version: int
+    episodes: list[tuple[EpisodeEnd | None, str | None, list[int] | None]]
+
+    def record(self) -> dict[str, Any]:
+        names = ("end", "reason", "trajectories")
+        episodes = [dict(zip(names, episode, strict=True)) for episode in self.episodes]
+        return {"group_id": self.group_id, "admitted_version": self.admitted_version, "episodes": episodes}
+
+
+class _ReadyGroup(NamedTuple):
+    """A group that waits for the trainer: what else is known of it."""
+
+    group: _Group
+    rest: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        return self.group.record() | self.rest
+
+
+def _copy_group(pending: PendingGroup, table: _Table) -> _Group:
     episodes = []
     for episode in pending.episodes:
         keeps = episode.end is None and episode.trajectories is not None and not is_waiting(episode)
         trajectories = table.add_all(episode.trajectories or ()) if keeps else None
-        episodes.append({"end": episode.end, "reason": episode.reason, "trajectories": trajectories})
-    return {"group_id": pending.group_id, "admitted_version": pending.admitted_version, "episodes": episodes}
+        episodes.append((episode.end, episode.reason, trajectories))
+    return _Group(pending.group_id, pending.admitted_version, episodes)
 
 
-def _ready_record(ready: ReadyGroup, table: _Table) -> dict[str, Any]:
-    group = ready.group
-    return _group_record(ready.pending, table) | {
+def _copy_ready(ready: ReadyGroup, table: _Table) -> _ReadyGroup:
+    copied, group = _copy_group(ready.pending, table), ready.group
+    rest = {
         "kept": [episode.index for episode in ready.kept],
         "trajectories": table.add_all(group.trajectories),
         "rewards": group.rewards.tolist(),
         "raw_rewards": None if group.raw_rewards is None else group.raw_rewards.tolist(),
     }
+    return _ReadyGroup(copied, rest)
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from areal_x.api.errors import ConfigError
 from areal_x.api.records import Trajectory, TrajectoryGroup
 
@@ -166,7 +168,7 @@ def _mask_trajectory(trajectory: Trajectory, version: int, oldest: int | None, c
     mask = trajectory.loss_mask
     trained = masked = 0
     for start, end, sampled_by in trajectory.version_spans:
-        num_tokens = int(mask[start:end].sum())
+        num_tokens = int(np.count_nonzero(mask[start:end]))
         if num_tokens == 0:
             continue
         if oldest is not None and sampled_by < oldest:

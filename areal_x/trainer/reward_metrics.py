@@ -27,23 +27,26 @@ def reward_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     if not groups:
         return {}
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    rewards = np.concatenate([group.rewards for group in groups])
+    scored = ~np.isnan(rewards)
     # Sums of float32 rewards may be larger than float32.
-    processed = [group.rewards[~np.isnan(group.rewards)].astype(np.float64) for group in groups]
-    raw = np.concatenate([_raw_rewards(group)[~np.isnan(group.rewards)] for group in groups]).astype(np.float64)
-    num_generated = np.array([trajectory.num_sampled for trajectory in trajectories])
-    reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
+    final = rewards[scored].astype(np.float64)
+    raw = np.concatenate([_raw_rewards(group) for group in groups])[scored].astype(np.float64)
+    starts = np.cumsum([0, *(len(group.rewards) for group in groups[:-1])])
+    is_uniform = np.fmax.reduceat(rewards, starts) == np.fmin.reduceat(rewards, starts)
+    num_generated = sum(end - start for trajectory in trajectories for start, end, _ in trajectory.version_spans)
+    reasons = Counter([trajectory.stop_reason for trajectory in trajectories])
     seconds = [t.outcome.seconds for t in trajectories if t.outcome is not None]
     metrics = {
         "reward/mean": float(raw.mean()),
         "reward/std": float(raw.std()),
         "perf/reward_seconds": float(np.mean(seconds)) if seconds else 0.0,
         "perf/reward_seconds_max": max(seconds, default=0.0),
-        "rollout/uniform_groups": float(np.mean([np.ptp(values) == 0 for values in processed])),
-        "rollout/completion_tokens": float(num_generated.mean()),
+        "rollout/uniform_groups": float(is_uniform.mean()),
+        "rollout/completion_tokens": num_generated / len(trajectories),
         "rollout/truncated_share": reasons["length"] / len(trajectories),
         "rollout/num_turns": float(np.mean([trajectory.num_turns for trajectory in trajectories])),
     }
-    final = np.concatenate(processed)
     if not np.array_equal(final, raw):
         metrics["reward/processed_mean"] = float(final.mean())
     return metrics | mean_metadata(trajectories) | mean_parts(trajectories)

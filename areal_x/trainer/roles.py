@@ -25,6 +25,7 @@ from areal_x.rollout.finish_group import GroupFilter
 from areal_x.trainer.given import Given
 from areal_x.trainer.held_out import HeldOut, load_held_out
 from areal_x.workflow.build import build_workflow
+from areal_x.workflow.texts import text_decoder
 
 __all__ = [
     "Data",
@@ -148,8 +149,9 @@ def load_early_filter(config: ExperimentConfig) -> GroupFilter | None:
 
 def token_texts(tokenizer: Any) -> Callable[[IntArray], list[str]]:
     """A function that gives the text of each token of a sequence."""
+    text_of = text_decoder(tokenizer)
 
     def decode(ids: IntArray) -> list[str]:
-        return [str(text) for text in tokenizer.batch_decode([[int(token)] for token in ids])]
+        return [str(text_of([token])) for token in ids.tolist()]
 
     return decode

@@ -45,7 +45,7 @@ def sample_records(
     """Records of the chosen samples of one step; ``advantages_S`` are in the order of the groups' trajectories;
     ``None``: nothing was trained."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards = [float(reward) for group in groups for reward in group.rewards]
+    rewards = [reward for group in groups for reward in group.rewards.tolist()]
     return [
         trajectory_record(
             trajectories[row],

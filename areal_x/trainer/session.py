@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ from areal_x.trainer.step_report import StepReporter
 from areal_x.trainer.trainer import Trainer
 
 __all__ = ["run_training"]
+
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
 @dataclass
@@ -215,10 +218,23 @@ async def train_while_rolling_out(trainer: Trainer, executor: RolloutExecutor) -
     # walk all of it with the interpreter's lock held.
     gc.collect()
     gc.freeze()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(executor.run(), name="rollout")
-        await trainer.run()
-        await executor.stop()
+    with _rare_collections():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(executor.run(), name="rollout")
+            await trainer.run()
+            await executor.stop()
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Thousands of episodes are in flight, and all of what they hold outlives the 700 objects after which Python looks
+    for cycles: it would walk them again and again, with nothing to find."""
+    usual = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def make_hooks(config: ExperimentConfig, given: Given, reward: Reward, *, waits_for_models: bool) -> GroupHooks:

@@ -16,6 +16,7 @@ from areal_x.api.reward_base import Reward, score_response
 from areal_x.api.reward_records import RewardOutcome
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.workflow.rendering import PromptRenderer, Tokenizer
+from areal_x.workflow.texts import text_decoder
 
 __all__ = ["MultiTurnWorkflow"]
 
@@ -66,6 +67,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
         self.turn_discount = turn_discount
         self.success_above = success_above
         self.renderer = PromptRenderer(tokenizer, prompt_key, system_prompt, chat_template)
+        self._decode = text_decoder(tokenizer)
         self.feedback_text = feedback
         self.feedback = self.renderer.render_feedback(feedback)
 
@@ -88,7 +90,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
                     raise
                 break
             responses.append(response)
-            completion = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
+            completion = self._decode(response.output_ids.tolist(), skip_special_tokens=True)
             completions.append(completion)
             outcome = await score_response(
                 self.reward, response, prompt=text, completion=completion, columns=dict(columns)
@@ -98,7 +100,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
             text, ids = self._next_prompt(text, response)
         trajectory = Trajectory.from_responses(responses, self._discounted(outcome, len(responses)), prompt=first.text)
         generated = trajectory.input_ids[len(first.ids) :]
-        trajectory.completion = completion if len(responses) == 1 else self.tokenizer.decode(generated)
+        trajectory.completion = completion if len(responses) == 1 else self._decode(generated.tolist())
         trajectory.metadata[TURNS] = self._turns(completions)
         return trajectory
 
@@ -120,7 +122,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
         sampled, feedback = response.output_ids, self.feedback.ids
         if self.renderer.chat_template and len(sampled) and len(feedback) and sampled[-1] == feedback[0]:
             feedback = feedback[1:]
-        turn = self.tokenizer.decode(np.concatenate([sampled, feedback]))
+        turn = self._decode(np.concatenate([sampled, feedback]).tolist())
         return text + turn, np.concatenate([response.input_ids, sampled, feedback])
 
     def _discounted(self, outcome: RewardOutcome, turns: int) -> RewardOutcome:

@@ -11,6 +11,7 @@ import numpy as np
 
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.records import IntArray
+from areal_x.workflow.texts import text_encoder
 
 __all__ = ["PromptRenderer", "RenderedPrompt", "Tokenizer"]
 
@@ -62,6 +63,7 @@ class PromptRenderer:
         if system_prompt is not None and not chat_template:
             raise ConfigError("data.system_prompt needs data.chat_template=true")
         self.tokenizer = tokenizer
+        self._encode = text_encoder(tokenizer)
         self.prompt_key = prompt_key
         self.system_prompt = system_prompt
         self.chat_template = chat_template
@@ -116,7 +118,7 @@ class PromptRenderer:
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> IntArray:
         try:
-            encoded = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+            encoded = self._encode(text, add_special_tokens)
         except Exception as error:  # The boundary to the tokenizers library, whose errors are plain Exceptions.
             raise DataError(f"the tokenizer cannot encode the prompt {text[:80]!r}: {error}") from error
         ids = np.asarray(encoded, dtype=np.int32)

@@ -11,6 +11,7 @@ from areal_x.api.reward_api import as_reward
 from areal_x.api.reward_base import Reward, score_response
 from areal_x.api.workflow_api import RolloutWorkflow
 from areal_x.workflow.rendering import PromptRenderer, Tokenizer
+from areal_x.workflow.texts import text_decoder
 
 __all__ = ["RLVRWorkflow"]
 
@@ -44,13 +45,14 @@ class RLVRWorkflow(RolloutWorkflow):
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingParams()
         self.prompt_key = prompt_key
+        self._decode = text_decoder(tokenizer)
         self.renderer = PromptRenderer(tokenizer, prompt_key, system_prompt, chat_template)
 
     async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory:
         """Sample and score one completion. What the engine aborted is never scored."""
         prompt = self.renderer.render(data)
         response = await engine.agenerate(ModelRequest(prompt.ids, self.sampling))
-        text = self.tokenizer.decode(response.output_ids.tolist(), skip_special_tokens=True)
+        text = self._decode(response.output_ids.tolist(), skip_special_tokens=True)
         columns = {name: value for name, value in data.items() if name != self.prompt_key}
         outcome = await score_response(self.reward, response, prompt=prompt.text, completion=text, columns=columns)
         return Trajectory.from_response(response, outcome, prompt=prompt.text, completion=text)

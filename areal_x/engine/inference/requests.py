@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from areal_x.api.errors import PromptTooLongError, RequestError
 from areal_x.api.records import ModelRequest, SamplingParams
 from areal_x.engine.inference.messages import WireRequest
@@ -11,6 +13,7 @@ from areal_x.engine.inference.messages import WireRequest
 __all__ = ["check_ids", "check_sampling", "derive_seed", "to_wire"]
 
 _MASK = 2**64 - 1
+_UNSIGNED = np.dtype(np.uint32)
 
 
 def derive_seed(*parts: int) -> int:
@@ -55,7 +58,8 @@ def check_ids(request: ModelRequest, vocab_size: int, max_length: int) -> None:
             f"{max_length}; raise rollout.max_length or shorten the prompt"
         )
     # As unsigned numbers, negative ids are larger than every vocabulary.
-    if int(ids.view("uint32").max()) >= vocab_size:
+    unsigned = ids.view(_UNSIGNED)
+    if unsigned.item(unsigned.argmax()) >= vocab_size:
         bad = next(int(i) for i in ids if not 0 <= i < vocab_size)
         raise RequestError(f"{request.request_id}: id {bad} is outside the model's vocabulary of {vocab_size}")
 
