@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     replay.add_argument("batch", type=Path, metavar="FILE", help="such as runs/quickstart/skipped/step_000012.npz")
     replay.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's configuration")
     replay.set_defaults(run=_replay)
-    report = commands.add_parser("report", help="write the report of a run again")
+    report = commands.add_parser("report", help="write the report and the curves of a run again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="such as runs/quickstart")
     report.set_defaults(run=_report)
     _add_listings(commands)
@@ -239,8 +239,10 @@ def _init_model(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     if not (arguments.run_dir / "metrics.jsonl").is_file():
         raise ConfigError(f"{arguments.run_dir}: not a run; it has no metrics.jsonl")
+    from areal_x.observe.curves import write_curves
     from areal_x.observe.report import build_report
 
+    print(write_curves(arguments.run_dir))
     print(build_report(arguments.run_dir))
     return 0
 
