@@ -177,8 +177,8 @@ async def test_an_object_is_started_once_and_closed():
 
 async def test_an_object_may_own_its_deadline():
     wrapper = AsyncRewardWrapper(samples.Patient(), timeout_seconds=0.01)
-    assert (await wrapper.outcome("p", "c", seconds=0.05)).status == "ok"
-    late = await wrapper.outcome("p", "c", seconds=0.5)
+    assert (await wrapper.outcome("p", "c", seconds=0.05, limit=60.0)).status == "ok"
+    late = await wrapper.outcome("p", "c", seconds=60.0, limit=0.1)
     assert late.status == "timeout" and "took more than 0.1 s" in late.error
 
 

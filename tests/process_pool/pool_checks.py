@@ -30,6 +30,16 @@ def marked_processes(marker):
     return found
 
 
+async def settles(pool, marker, number):
+    """Whether all workers of ``pool`` are up in time, and no more than ``number`` processes are there then."""
+    end = time.monotonic() + 20.0
+    while not all(worker.ready for worker in pool._workers.values()) or len(marked_processes(marker)) != number:
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
 def wait_until(condition, seconds):
     """Whether ``condition()`` came true in time."""
     end = time.monotonic() + seconds

@@ -36,6 +36,13 @@ def nap(seconds, value=0.0):
     return value
 
 
+def nap_until(path, seconds):
+    """Naps once ``path`` is there; when it did."""
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return nap_between(seconds)
+
+
 def nap_between(seconds):
     start = time.monotonic()
     time.sleep(seconds)
@@ -105,7 +112,7 @@ def fork_bomb():
         try:
             os.fork()
         except OSError:
-            continue
+            time.sleep(0.01)  # It tries again, and leaves the cores to those who count.
 
 
 def count_forks():
