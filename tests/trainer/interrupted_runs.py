@@ -17,7 +17,7 @@ from areal_x.api.records import TrajectoryGroup
 
 NUM_ITEMS, GROUP_SIZE, GROUPS = 24, 2, 4
 MAX_STALENESS = 2
-START_SECONDS, END_SECONDS = 90.0, 30.0
+START_SECONDS, END_SECONDS = 300.0, 60.0
 
 
 def unreliable(completions: str, answer: str, **data: Any) -> float:
@@ -76,8 +76,8 @@ class Killer:
             if moment == "start":
                 time.sleep(self._random.uniform(0.5, 4.0))
             else:
-                before = self._last_checkpoint()
-                is_running = self._wait(process, lambda: self._last_checkpoint() > before)
+                before = self.last_checkpoint()
+                is_running = self._wait(process, lambda: self.last_checkpoint() > before)
                 if is_running and moment == "write":
                     self._wait(process, lambda: bool(self._partials()))
                     time.sleep(self._random.uniform(0.0, 0.01))
@@ -102,7 +102,7 @@ class Killer:
             time.sleep(0.001)
         return False
 
-    def _last_checkpoint(self) -> int:
+    def last_checkpoint(self) -> int:
         """Step of the newest checkpoint that is whole."""
         names = [path.name for path in self.folder.glob("runs/*/checkpoints/step_*") if not path.suffix]
         return max((int(name.removeprefix("step_")) for name in names), default=0)

@@ -33,7 +33,6 @@ def test_the_preset_beside_the_configuration_is_found(monkeypatch: pytest.Monkey
     assert (algorithm.name, algorithm.advantage) == ("ranked", "my_algorithm.py:ranked")
 
 
-@pytest.mark.timeout(400)
 def test_an_algorithm_is_run_and_drawn(tmp_path: Path) -> None:
     folder = tmp_path / "algorithms"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("comparison", "__pycache__"))

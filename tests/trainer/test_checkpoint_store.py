@@ -152,7 +152,7 @@ def test_a_metric_is_recorded_while_a_checkpoint_is_brought_to_the_disk(tmp_path
     assert facts.asked.wait(30.0)
     record = threading.Thread(target=store.record_metric, args=(1, 0.5), daemon=True)
     record.start()
-    record.join(10.0)
+    record.join(20.0)
     assert not record.is_alive(), "it waits for the disk"
     facts.go_on.set()
     commit.join(30.0)
@@ -254,7 +254,7 @@ def test_a_full_disk_costs_that_checkpoint_alone(tmp_path: Path) -> None:
     # Without a disk that is full, files that the system does not let grow.
     what = "No space left on device" if disk else "File too large"
     command = [*disk, sys.executable, str(WRITER), "on_a_full_disk" if disk else "with_short_files", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     outcomes = {step: outcome for step, outcome, _, _ in found["steps"]}

@@ -169,7 +169,7 @@ async def train(config: ExperimentConfig) -> tuple[list[str], list[FinishedStep]
         reporter=reports,  # type: ignore[arg-type]
         evaluations=Evaluations(config, evaluate),
     )
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
         group.create_task(executor.run())
         await trainer.run()
         await executor.stop()

@@ -28,7 +28,7 @@ async def slow(completions, answer, **kwargs):
     with open("scored.txt", "a") as file:
         file.write(f"{answer}\\n")
     if FIRST <= steps() < UNTIL:
-        for _ in range(200):
+        for _ in range(3000):
             if steps() >= UNTIL:
                 break
             await asyncio.sleep(0.05)
@@ -37,7 +37,8 @@ async def slow(completions, answer, **kwargs):
 """
 """One evaluation, after step FIRST, lasts until training has done step UNTIL, and half a second more."""
 SLOW_SET = (
-    "path: arithmetic, limit: 3, group_size: 4, kwargs: {num_digits: 1}, reward_fn: slow.py:slow, reward_key: half"
+    "path: arithmetic, limit: 3, group_size: 4, kwargs: {num_digits: 1}, reward_fn: slow.py:slow, reward_key: half, "
+    "timeout_seconds: 400"
 )
 QUICK_SET = "path: arithmetic, sampling: {temperature: 0.0, max_new_tokens: 2}"
 
@@ -136,7 +137,6 @@ def trained_before(run: FinishedRun, step: int) -> list[int]:
     return [row["step"] for row in rows[:place] if "reward/mean" in row and row["step"] > step]
 
 
-@pytest.mark.timeout(180)
 def test_training_goes_on_while_one_version_is_measured(held: FinishedRun) -> None:
     rows = evaluated(held)
     assert sorted(rows) == [0, 2, 4, 5]
@@ -149,7 +149,6 @@ def test_training_goes_on_while_one_version_is_measured(held: FinishedRun) -> No
     assert lags <= {f"staleness/lag/{lag}" for lag in range(3)}
 
 
-@pytest.mark.timeout(180)
 def test_each_set_has_its_own_items_samples_and_key(held: FinishedRun) -> None:
     for row in evaluated(held).values():
         assert row["eval/slow/num_samples"] + row["eval/slow/num_unscored"] == 3 * 4
@@ -162,7 +161,6 @@ def test_each_set_has_its_own_items_samples_and_key(held: FinishedRun) -> None:
     assert all(count % (4 * 4) == 0 for count in scored.values()), "each item is sampled four times in each evaluation"
 
 
-@pytest.mark.timeout(180)
 def test_new_weights_may_go_live_meanwhile(tmp_path: Path) -> None:
     changes = ["evaluation.updates=pass", "evaluation.every_steps=5", "train.total_steps=10", "observe.report=true"]
     run = train(tmp_path, 5, 9, *changes)
@@ -172,7 +170,6 @@ def test_new_weights_may_go_live_meanwhile(tmp_path: Path) -> None:
     assert (run.directory / "report.html").is_file()
 
 
-@pytest.mark.timeout(180)
 def test_a_checkpoint_is_evaluated(held: FinishedRun, tmp_path: Path) -> None:
     assert json.loads((held.directory / "checkpoints" / "metrics.json").read_text())["4"] == 1.0
     changes = ["evaluation.group_size=3", "evaluation.sampling.temperature=1.0", "evaluation.pass_at=[1,2,3]"]

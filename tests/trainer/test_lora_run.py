@@ -12,7 +12,7 @@ from trainer_runs import TINY, run_command
 def test_a_run_trains_adapters(tmp_path: Path) -> None:
     changes = ["train.lora.rank=4", "train.lora.targets=[q_proj,v_proj]", "train.learning_rate=1e-2"]
     changes += ["sft.enabled=true", "sft.steps=8", "sft.learning_rate=1e-2"]
-    run = run_command(tmp_path, "train", "--config-name", "quickstart", *TINY, *changes, timeout=55)
+    run = run_command(tmp_path, "train", "--config-name", "quickstart", *TINY, *changes)
     assert run.status == 0, run.stderr
     steps = [row for row in run.rows() if "train/loss" in row]
     assert [row["version"] for row in steps] == [1, 2, 3]

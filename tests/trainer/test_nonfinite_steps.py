@@ -183,7 +183,6 @@ def huge(completions, **data):
 '''
 
 
-@pytest.mark.timeout(180)
 def test_a_run_that_meets_them_stops_and_can_be_replayed(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
     changes = [*TINY, "reward.fn=rewards.py:huge", "reward.group=true", "algorithm.scale_by=none"]

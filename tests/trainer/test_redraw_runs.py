@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from trainer_runs import TINY, run_command, values
 
 CODE = '''\
@@ -21,7 +20,6 @@ def later(group, first=0):
 REWARD = ["reward.fn=own.py:alternating", "reward.group=true"]
 
 
-@pytest.mark.timeout(180)
 def test_a_synchronous_step_may_be_empty(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(CODE)
     changes = ["rollout.max_staleness=0", "rollout.max_redraws=2", "rollout.filter=own.py:later"]
@@ -41,7 +39,6 @@ def test_a_synchronous_step_may_be_empty(tmp_path: Path) -> None:
     assert "step 1: nothing to train; after 2 redraws the rest stays rejected (too_early 100%)" in run.stdout
 
 
-@pytest.mark.timeout(180)
 def test_an_asynchronous_step_in_parts_trains_on_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(CODE)
     changes = ["rollout.filter=nonzero_variance", "rollout.max_redraws=0", "train.part_samples=8"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 from trainer_runs import TINY, FinishedRun, read_rows, run_command
 
@@ -55,7 +54,6 @@ def go_on(folder: Path, *arguments: str) -> FinishedRun:
     return run_command(folder, "train", "--config-name", "quickstart", *SYNCHRONOUS, *arguments)
 
 
-@pytest.mark.timeout(240)
 def test_a_synchronous_run_goes_on_bitwise(tmp_path: Path) -> None:
     (tmp_path / "length_reward.py").write_text(REWARD)
     whole = go_on(tmp_path, *ALGORITHM)
@@ -79,7 +77,6 @@ def test_a_synchronous_run_goes_on_bitwise(tmp_path: Path) -> None:
         assert not rollouts["open_groups"] and not rollouts["ready"], "a part of a round would run in another round"
 
 
-@pytest.mark.timeout(240)
 def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
     """From one rank to two and back; what two learn in a step is what one learns, up to the order of sums."""
     (tmp_path / "length_reward.py").write_text(REWARD)

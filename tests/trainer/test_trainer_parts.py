@@ -249,8 +249,15 @@ async def test_the_thread_gives_results_and_errors_and_counts_its_seconds() -> N
     with pytest.raises(ZeroDivisionError):
         await thread.call(lambda: 1 // 0)
     before = thread.busy_seconds(time.monotonic())
-    released = threading.Event()
-    call = asyncio.create_task(thread.call(released.wait, 10))
+    begun, released = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return released.wait(60)
+
+    call = asyncio.create_task(thread.call(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
     await asyncio.sleep(0.05)
     assert thread.busy_seconds(time.monotonic()) - before >= 0.04
     released.set()
@@ -271,5 +278,5 @@ def test_a_call_that_outlives_the_loop_ends_the_thread_quietly() -> None:
 
     asyncio.run(leave())
     released.set()
-    thread._thread.join(timeout=5)
+    thread._thread.join(timeout=60)
     assert not thread._thread.is_alive()

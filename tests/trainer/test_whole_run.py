@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from trainer_runs import TINY, FinishedRun, run_command, values
 
 ACCURACY = "eval/arithmetic/accuracy"
 TIME_METRICS = ("perf/", "time", "train/seconds")
 
 
-@pytest.mark.timeout(180)
 def test_the_reward_rises(small_quickstart: FinishedRun) -> None:
     run = small_quickstart
     assert run.status == 0, run.stderr
@@ -25,7 +23,6 @@ def test_the_reward_rises(small_quickstart: FinishedRun) -> None:
     assert sum(rewards[-5:]) / 5 >= sum(rewards[:5]) / 5 + 0.2
 
 
-@pytest.mark.timeout(180)
 def test_one_object_for_each_step(small_quickstart: FinishedRun) -> None:
     rows = small_quickstart.rows()
     trained = [row for row in rows if "reward/mean" in row]
@@ -34,7 +31,6 @@ def test_one_object_for_each_step(small_quickstart: FinishedRun) -> None:
     assert [row["step"] for row in rows if ACCURACY in row] == [0, 20, 40]
 
 
-@pytest.mark.timeout(180)
 def test_the_run_directory_is_whole(small_quickstart: FinishedRun) -> None:
     directory = small_quickstart.directory
     for name in ("config.yaml", "report.html", "curves.png"):
@@ -44,7 +40,6 @@ def test_the_run_directory_is_whole(small_quickstart: FinishedRun) -> None:
     assert json.loads((directory / "run.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.timeout(180)
 def test_no_token_is_over_age_and_no_episode_is_lost(small_quickstart: FinishedRun) -> None:
     rows = [row for row in small_quickstart.rows() if "reward/mean" in row]
     lags = {int(name.rpartition("/")[2]) for row in rows for name in row if name.startswith("staleness/lag/")}
@@ -58,7 +53,6 @@ def test_no_token_is_over_age_and_no_episode_is_lost(small_quickstart: FinishedR
     assert 0 <= waiting <= 3 * 512, "what neither ended nor runs waits for the rest of its group"
 
 
-@pytest.mark.timeout(180)
 def test_the_policy_loads_with_transformers_and_adds(small_quickstart: FinishedRun) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,7 +77,6 @@ def repeatable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith(TIME_METRICS)} for row in rows]
 
 
-@pytest.mark.timeout(180)
 def test_synchronous_runs_of_one_seed_are_bitwise_equal(tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("first", 5), ("again", 5), ("other", 6)):

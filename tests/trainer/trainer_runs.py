@@ -76,7 +76,7 @@ def start_command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run_command(folder: Path, *arguments: str, timeout: float = 170.0) -> FinishedRun:
+def run_command(folder: Path, *arguments: str, timeout: float = 500.0) -> FinishedRun:
     process = start_command(folder, *arguments)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
