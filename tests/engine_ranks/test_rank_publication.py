@@ -35,7 +35,7 @@ POLICY = "publishing_roles:Publisher"
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[LocalRanks]:
-    group = LocalRanks(2, timeout_seconds=60)
+    group = LocalRanks(2, timeout_seconds=400)
     group.build("policy", POLICY, {})
     yield group
     group.close()
@@ -96,7 +96,7 @@ def test_a_broadcast_to_servers_is_what_the_ranks_hold(ranks: LocalRanks) -> Non
     transport = GlooTransport(
         TensorLayout(named(0)),
         num_ranks_per_server=1,
-        timeout_seconds=20,
+        timeout_seconds=120,
         device=torch.device("cpu"),
         bucket_bytes=50_000,
         on_host=True,
@@ -178,7 +178,7 @@ def test_a_rank_that_cannot_write_fails_the_update_and_not_the_ranks(ranks: Loca
 
 def test_a_rank_that_dies_while_it_writes_leaves_the_version_before() -> None:
     shared = SharedMemoryTransport(TensorLayout(named(0)))
-    group = LocalRanks(2, timeout_seconds=60)
+    group = LocalRanks(2, timeout_seconds=400)
     try:
         group.build("policy", POLICY, {})
         stage(group, shared, 1)

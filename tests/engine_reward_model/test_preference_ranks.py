@@ -19,7 +19,7 @@ FACTORY = "areal_x.engine.reward_model.preference_engine:make_preference_engine"
 
 @pytest.fixture(scope="module")
 def two_ranks() -> Iterator[LocalRanks]:
-    group = LocalRanks(2, timeout_seconds=60)
+    group = LocalRanks(2, timeout_seconds=400)
     yield group
     group.close()
 

@@ -15,13 +15,12 @@ from areal_x.engine.reward_model.scoring_batch import join_conversations, join_s
 ROLE = "reward_model/model"
 
 
-@pytest.mark.timeout(120)
 def test_two_processes_share_a_batch(tmp_path: Path) -> None:
     path = make_reward_model(tmp_path)
     conversations = [renderer_of(path).render(f"{number} and {number + 1}", "five " * number) for number in range(9)]
     batch = join_conversations(conversations, [number // 3 for number in range(9)])
     expected = join_scores(batch, [scorer_of(path).score(batch)])
-    ranks = LocalRanks(2, device="cpu", num_threads=1, sequence_parallel=1, timeout_seconds=60, log_dir=tmp_path)
+    ranks = LocalRanks(2, device="cpu", num_threads=1, sequence_parallel=1, timeout_seconds=400, log_dir=tmp_path)
     try:
         config = RewardModelConfig(path=str(path))
         arguments = {"key": KEY, "config": config, "files": files_of(path), "device": "cpu"}

@@ -23,7 +23,7 @@ CPU = ModelConfig(device="cpu")
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["batches", "sequences"])
 def ranks(request: pytest.FixtureRequest) -> Iterator[LocalRanks]:
-    group = LocalRanks(2, sequence_parallel=request.param, timeout_seconds=60)
+    group = LocalRanks(2, sequence_parallel=request.param, timeout_seconds=400)
     yield group
     group.close()
 

@@ -24,7 +24,7 @@ def ranks() -> Iterator[LocalRanks]:
     here = str(Path(__file__).parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        group = LocalRanks(2, timeout_seconds=50)
+        group = LocalRanks(2, timeout_seconds=400)
     try:
         yield group
     finally:

@@ -68,7 +68,7 @@ def ranks(hub: Path) -> Iterator[LocalRanks]:
         patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("HF_HUB_CACHE", str(hub))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        group = LocalRanks(2, timeout_seconds=50)
+        group = LocalRanks(2, timeout_seconds=400)
     try:
         yield group
     finally:

@@ -30,7 +30,7 @@ LORA = LoraConfig(rank=4)
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[LocalRanks]:
-    group = LocalRanks(2, timeout_seconds=50)
+    group = LocalRanks(2, timeout_seconds=400)
     try:
         yield group
     finally:

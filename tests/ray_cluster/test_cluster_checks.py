@@ -141,11 +141,10 @@ sys.exit(main(["train", "--config-name", "quickstart", "cluster=ray", *sys.argv[
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_cluster_of_another_version_is_one_error(address: str, tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(VERSION)
     command = [sys.executable, "other.py", f"cluster.address={address}"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=400)
     assert done.returncode == 2, done.stderr
     assert "is of another version" in done.stderr and "Ray: 2.99.0" in done.stderr and "install the same" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
