@@ -20,7 +20,7 @@ from areal_x.observe.line_file import LineFile, RunWriteError, encode_line, plai
 from areal_x.observe.redaction import redact_yaml
 from areal_x.observe.run_files import read_lines
 from areal_x.observe.sinks import MetricSink, TensorBoardSink, WandbSink
-from areal_x.observe.timeline import Span, coalesce
+from areal_x.observe.timeline import AnySpan, coalesce
 
 __all__ = ["RunWriter"]
 
@@ -58,7 +58,7 @@ class RunWriter:
         self.started_at = time.monotonic() - (resumed.time if resumed is not None else 0.0)
         """``time.monotonic()`` of the run's start: zero of every ``time``, ``start`` and ``end`` in the files. Of a run
         that was resumed: as if it had never stopped."""
-        self._pending_spans: deque[Span] = deque()
+        self._pending_spans: deque[AnySpan] = deque()
         self._flushing = threading.Lock()
         self._closed = False
         try:
@@ -141,7 +141,7 @@ class RunWriter:
         Lanes: ``generation``, ``scoring``, ``training``, ``weights``, ``evaluation``, ``warm_start``, ``checkpoint``.
         Written at the next ``write_step`` or ``close``.
         """
-        self._pending_spans.append(Span(lane, name, start, end, info))
+        self._pending_spans.append((lane, name, start, end, info))
         if len(self._pending_spans) >= _MAX_PENDING_SPANS:
             self._flush_spans()
 

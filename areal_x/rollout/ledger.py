@@ -173,12 +173,13 @@ class EpisodeLedger:
 
     def _emit_spans(self, episode: Episode) -> None:
         assert self._on_span is not None
-        self._on_span("episode", episode.started_at, episode.finished_at)
+        on_span = self._on_span
+        on_span("episode", episode.started_at, episode.finished_at)
         for start, end in episode.generations:
-            self._on_span("generation", start, end)
+            on_span("generation", start, end)
         scoring = _scoring(episode)
         if scoring is not None:
-            self._on_span("scoring", *scoring)
+            on_span("scoring", *scoring)
 
 
 def _prompt_end(pending: PendingGroup, assembled: AssembledGroup, reason: str) -> PromptEnd:

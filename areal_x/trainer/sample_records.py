@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from areal_x.api.records import FloatArray, IntArray, TrajectoryGroup
 from areal_x.observe.trajectory_records import trajectory_record
 
@@ -20,9 +22,11 @@ def choose_rows(rewards: Sequence[float], count: int, seed: int) -> list[int]:
     """
     if count < 0 or count >= len(rewards):
         return list(range(len(rewards)))
-    scored = sorted((row for row in range(len(rewards)) if not math.isnan(rewards[row])), key=rewards.__getitem__)
-    half = len(scored) // 2
-    order = [*scored[:half], *(row for row in range(len(rewards)) if math.isnan(rewards[row])), *scored[half:]]
+    values = np.asarray(rewards, dtype=np.float64)
+    num_scored = len(values) - int(np.isnan(values).sum())
+    scored, unscored = np.split(np.argsort(values, kind="stable"), [num_scored])  # Those without a reward come last.
+    half = num_scored // 2
+    order: list[int] = np.concatenate([scored[:half], unscored, scored[half:]]).tolist()
     num_best = (count + 2) // 3
     num_worst = (count + 1) // 3
     best, middle, worst = (
