@@ -65,7 +65,6 @@ def folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if not path.is_symlink())
 
 
-@pytest.mark.timeout(180)
 def test_an_environment_is_built_once_and_again_for_another_list(
     build: tuple[list[str], dict[str, str], Path],
 ) -> None:
@@ -80,9 +79,9 @@ def test_an_environment_is_built_once_and_again_for_another_list(
     (compiled,) = home.glob("lib/python3*/site-packages/__pycache__/small.*.pyc")
     assert compiled.stat().st_size > 0, "compiled also where PYTHONDONTWRITEBYTECODE is set"
 
-    began = time.monotonic()
+    built = (home / "bin").stat()
     assert run(command, variables).returncode == 0
-    assert time.monotonic() - began < 2.0 and folders(root) == [home]
+    assert folders(root) == [home] and (home / "bin").stat().st_ino == built.st_ino, "built again"
 
     wheel(Path(variables["PIP_FIND_LINKS"]), "2.0")
     Path(command[0]).with_name("sglang_gpu.txt").write_text("small==2.0\n")
@@ -90,7 +89,6 @@ def test_an_environment_is_built_once_and_again_for_another_list(
     assert len(folders(root)) == 2 and home in folders(root) and link.resolve() != home
 
 
-@pytest.mark.timeout(180)
 def test_an_interrupted_build_is_not_taken_for_good(build: tuple[list[str], dict[str, str], Path]) -> None:
     command, variables, root = build
     process = subprocess.Popen(command, env=variables, start_new_session=True)
@@ -106,7 +104,6 @@ def test_an_interrupted_build_is_not_taken_for_good(build: tuple[list[str], dict
     assert (root / "sglang_gpu/bin/small-program").exists()
 
 
-@pytest.mark.timeout(180)
 def test_two_builds_at_once_do_not_meet(build: tuple[list[str], dict[str, str], Path]) -> None:
     command, variables, root = build
     both = [subprocess.Popen(command, env=variables) for _ in range(2)]
@@ -115,7 +112,6 @@ def test_two_builds_at_once_do_not_meet(build: tuple[list[str], dict[str, str], 
     assert (root / "sglang_gpu").resolve() == home and not list(root.glob(".*"))
 
 
-@pytest.mark.timeout(180)
 def test_a_failed_build_leaves_nothing_and_says_what_to_do(build: tuple[list[str], dict[str, str], Path]) -> None:
     command, variables, root = build
     Path(command[0]).with_name("sglang_gpu.txt").write_text("small==3.0\n")

@@ -32,8 +32,18 @@ def build(model_path: str, tmp_path: Path, server: dict[str, Any] | None = None,
     return build_server_engine(model, config, model_path, log_dir=tmp_path, seed=1, transport=None)
 
 
+def take_port() -> socket.socket:
+    """Listens on a port after one that is free."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as before:
+            try:
+                return socket.create_server(("127.0.0.1", before.getsockname()[1] + 1))
+            except (OSError, OverflowError):
+                continue
+
+
 async def test_a_taken_port_is_named(model_path: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with take_port() as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken"):
             build(model_path, tmp_path, {"port": port})

@@ -40,7 +40,7 @@ async def evaluate(folder: Path, endpoint: FakeEndpoint, *changes: str, key: str
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            stdout, stderr = await asyncio.wait_for(process.communicate(), 50)
+            stdout, stderr = await asyncio.wait_for(process.communicate(), 500)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -42,7 +42,7 @@ def request(first: int = 2, **sampling: Any) -> ModelRequest:
     return ModelRequest(np.array([first % VOCAB, 3, 4]), SamplingParams(**{"max_new_tokens": 40, **sampling}))
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -121,7 +121,7 @@ async def test_a_server_that_errs_for_a_moment_is_asked_again(monkeypatch: pytes
         launch.server.refusals = [500, 503]
         started = time.monotonic()
         check_response(await engine.agenerate(request()), 40)
-        assert 0.3 <= time.monotonic() - started < 5.0, "0.1 s and 0.2 s between the tries"
+        assert 0.3 <= time.monotonic() - started < 30.0, "0.1 s and 0.2 s between the tries"
         assert engine.counters()["requests_continued"] == 2
         monkeypatch.setattr(server_engine, "_FIRST_PAUSE", 0.001)
         launch.server.refusals = [500] * 20
@@ -138,7 +138,7 @@ async def test_a_killed_server_loses_and_doubles_nothing() -> None:
         started = time.monotonic()
         await launches[0].kill()
         await until(lambda: launches[1].server.num_active == 64)
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 30.0
         assert check_all(await asyncio.gather(*tasks), 60) == {0}
         kept = [len(body["input_ids"]) for body in launches[1].server.bodies if len(body["input_ids"]) > 3]
         assert len(kept) >= 16, "they went on from what they had"
@@ -165,7 +165,7 @@ async def test_a_request_that_ends_every_server_is_given_up() -> None:
     launches = Fragile(), Fragile()
     async with running(*launches, max_restarts=3) as engine:
         with pytest.raises(EngineError, match=r"3 servers were lost while they worked on this request") as caught:
-            await asyncio.wait_for(engine.agenerate(request(66)), 20.0)
+            await asyncio.wait_for(engine.agenerate(request(66)), 120.0)
         assert not isinstance(caught.value, EngineDiedError)
         assert str(caught.value).count("was killed by signal 9") == 3
         check_all(await asyncio.gather(*send(engine, 8)), 40)
@@ -199,7 +199,7 @@ async def test_a_server_that_dies_while_it_is_looked_at_cancels_no_request() -> 
 
 async def test_a_hung_server_is_replaced_though_it_says_that_it_is_well() -> None:
     launches = FakeLaunch(delay=0.005), FakeLaunch(delay=0.005)
-    async with running(*launches, stall_timeout_seconds=0.5) as engine:
+    async with running(*launches, stall_timeout_seconds=2.0) as engine:
         tasks = send(engine, 16, max_new_tokens=60)
         await until(lambda: engine.replicas[0].num_tokens > 40)
         launches[0].server.hang()
@@ -215,25 +215,25 @@ async def test_messages_without_tokens_are_no_progress() -> None:
             await asyncio.sleep(0.02)
 
     launch = FakeLaunch()
-    async with running(launch, stall_timeout_seconds=0.3) as engine:
+    async with running(launch, stall_timeout_seconds=2.0) as engine:
         launch.server._stream = chatter  # type: ignore[method-assign]
-        check_response(await asyncio.wait_for(engine.agenerate(request()), 20.0), 40)
+        check_response(await asyncio.wait_for(engine.agenerate(request()), 120.0), 40)
         assert engine.counters()["servers_restarted"] == 1
 
 
 async def test_a_pause_is_no_stall() -> None:
     launch = FakeLaunch(delay=0.005)
-    async with running(launch, stall_timeout_seconds=0.3) as engine:
+    async with running(launch, stall_timeout_seconds=2.0) as engine:
         tasks = send(engine, 4)
         await until(lambda: engine.replicas[0].num_tokens > 8)
         await engine.pause()
-        before = engine.replicas[0].num_tokens
+        before, busy_seconds = engine.replicas[0].num_tokens, (await engine.health()).busy_seconds
         late = asyncio.create_task(engine.agenerate(request(50)))
-        await asyncio.sleep(1.8)
+        await asyncio.sleep(4.0)
         health = await engine.health()
         assert health.num_generated_tokens - before <= 4 * 4, "what was on its way"
         assert (health.num_running, health.num_waiting) == (4, 1)
-        assert health.busy_seconds < 1.0
+        assert health.busy_seconds - busy_seconds < 1.0
         await engine.resume()
         check_all(await asyncio.gather(*tasks, late), 40)
         assert engine.counters()["servers_restarted"] == 0
@@ -262,7 +262,7 @@ async def test_all_servers_gone_ends_the_engine_with_the_cause() -> None:
         started = time.monotonic()
         await launch.kill()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert 0.4 < time.monotonic() - started < 2.0
+        assert 0.4 < time.monotonic() - started < 60.0
         for result in results:
             assert isinstance(result, EngineDiedError)
             assert "no server for 0.5 s" in str(result)
@@ -285,8 +285,8 @@ async def test_a_server_that_answers_but_loads_nothing_ends_the_engine(monkeypat
         await publish(engine, transport, 2)
         started = time.monotonic()
         with pytest.raises(EngineDiedError, match=r"no server for 0\.8 s.*no such weights"):
-            await asyncio.wait_for(engine.agenerate(request()), 10.0)
-        assert 0.6 < time.monotonic() - started < 2.0
+            await asyncio.wait_for(engine.agenerate(request()), 120.0)
+        assert 0.6 < time.monotonic() - started < 60.0
         assert num_loads <= 2 * 5, "with growing pauses"
 
 
@@ -380,7 +380,7 @@ async def test_a_server_of_somebody_else_gets_whole_weights_before_its_first_tok
 
 async def test_a_server_that_hangs_at_its_first_token_does_not_serve() -> None:
     launches, transport = (FakeLaunch(restarts=False), FakeLaunch()), FakeTransport()
-    async with running(*launches, transport=transport, stall_timeout_seconds=0.3) as engine:
+    async with running(*launches, transport=transport, stall_timeout_seconds=2.0) as engine:
         launches[0].server.load_failures = 2
 
         async def hang(body: dict[str, Any], reply: Any) -> None:
@@ -388,7 +388,7 @@ async def test_a_server_that_hangs_at_its_first_token_does_not_serve() -> None:
 
         launches[0].server._stream = hang  # type: ignore[method-assign]
         await publish(engine, transport, 1)
-        await until(lambda: "made no first token within 0.3 s" in engine.replicas[0].cause)
+        await until(lambda: "made no first token within 2 s" in engine.replicas[0].cause)
         await publish(engine, transport, 2)
         assert check_all(await asyncio.gather(*send(engine, 8)), 40) == {2}
 
@@ -439,7 +439,7 @@ async def test_cancelled_requests_free_their_slots() -> None:
         await until(lambda: launch.server.num_active == 16)
         for task in tasks[:15]:
             task.cancel()
-        await until(lambda: launch.server.num_active == 1, 1.0)
+        await until(lambda: launch.server.num_active == 1)
         assert (await engine.health()).num_running == 1
         tasks[15].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -623,22 +623,22 @@ async def test_a_sleeping_engine_wakes_with_new_weights() -> None:
 
 async def test_servers_lost_in_sleep_are_missed_only_once_awake() -> None:
     launch, transport = FakeLaunch(), FakeTransport()
-    async with running(launch, transport=transport, all_gone_timeout_seconds=0.3) as engine:
+    async with running(launch, transport=transport, all_gone_timeout_seconds=2.0) as engine:
         await publish(engine, transport, 1)
         await engine.sleep()
         await launch.kill()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.5)
         await engine.wake_up()
         assert check_response(await engine.agenerate(request()), 40) == {1}
         launch.script["ready"] = False
         await engine.sleep()
         await launch.kill()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.5)
         started = time.monotonic()
         await engine.wake_up()
-        with pytest.raises(EngineDiedError, match=r"no server for 0\.3 s"):
+        with pytest.raises(EngineDiedError, match=r"no server for 2 s"):
             await engine.agenerate(request())
-        assert time.monotonic() - started > 0.25
+        assert time.monotonic() - started > 1.9
 
 
 @pytest.mark.parametrize("launch_seconds", [0.0, 0.3])
@@ -659,7 +659,7 @@ async def test_a_server_that_just_starts_gives_its_memory_back(launch_seconds: f
         await called.wait()
         await until(lambda: launch_seconds > 0 or engine.replicas[0].state == "starting")
         await engine.sleep()
-        await until(lambda: len(launches[0].servers) == 2 and launches[0].server.is_dead, 2 * launch_seconds + 0.1)
+        await until(lambda: len(launches[0].servers) == 2 and launches[0].server.is_dead)
         launches[0].script["ready"] = True
         await asyncio.sleep(0.2)
         assert len(launches[0].servers) == 2

@@ -23,7 +23,7 @@ from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.shared_buffers import TensorSpec
 
 
-def make(timeout_seconds: float = 20.0, bucket_bytes: int = 30_000) -> GlooTransport:
+def make(timeout_seconds: float = 120.0, bucket_bytes: int = 30_000) -> GlooTransport:
     return GlooTransport(
         TensorLayout(weights(0)),
         num_ranks_per_server=1,
@@ -125,7 +125,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_the_others_join_again(
             transport.send()
         # Whoever keeps the error keeps nobody waiting.
         assert "error" in staying.answer()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         assert kept.value.__cause__ is not None
         with pytest.raises(EngineError, match="have to join a new gloo group"):
             transport.load_order()
@@ -150,7 +150,7 @@ def test_a_server_that_hangs_is_an_error_within_the_timeout() -> None:
         started = time.monotonic()
         with pytest.raises(EngineError, match=r"could not be sent over gloo.* within 5 s"):
             transport.send()
-        assert 4 < time.monotonic() - started < 15
+        assert 4 < time.monotonic() - started < 60
     transport.close()
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_does_not_join_is_an_error_within_the_timeout() -> None:
     started = time.monotonic()
     with pytest.raises(EngineError, match="not every server joined the gloo group within 1 s"):
         transport.join()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     with pytest.raises(EngineError, match="join_orders comes before join"):
         transport.join()
     transport.close()
@@ -182,7 +182,7 @@ def test_the_address_that_servers_reach_is_the_only_one_that_listens() -> None:
     transport = GlooTransport(
         TensorLayout(weights(0)),
         num_ranks_per_server=1,
-        timeout_seconds=20,
+        timeout_seconds=120,
         device=torch.device("cpu"),
         host="127.0.0.2",
     )
