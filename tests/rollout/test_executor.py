@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_fakes import CountingWorkflow, make_executor, numbered_items, random_script, running
+from rollout_fakes import CountingWorkflow, in_virtual_time, make_executor, numbered_items, random_script, running
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import DataError, PromptTooLongError
@@ -19,6 +19,7 @@ from areal_x.rollout.episode import EpisodeRecord
 from areal_x.rollout.finish_group import GroupHooks
 
 
+@in_virtual_time
 async def test_trains_no_token_beyond_the_bound() -> None:
     engine = ScriptedEngine(random_script(1, mean_seconds=0.004), num_slots=16)
     executor = make_executor(engine, groups_per_step=8, num_slots=16, max_staleness=1)
@@ -196,6 +197,7 @@ async def test_data_that_ends_is_an_error_and_not_a_wait() -> None:
 
 
 @pytest.mark.parametrize(("max_ready_groups", "longest_queue"), [(None, 10), (50, 4)])
+@in_virtual_time
 async def test_slots_are_filled_and_the_queue_stays_short(max_ready_groups: int | None, longest_queue: int) -> None:
     engine = ScriptedEngine(random_script(5, mean_seconds=60.0), num_slots=10)
     executor = make_executor(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_fakes import CountingWorkflow, make_executor, numbered_items, random_script, running
+from rollout_fakes import CountingWorkflow, in_virtual_time, make_executor, numbered_items, random_script, running
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import ConfigError, EngineDiedError, FailureBudgetError
@@ -143,6 +143,7 @@ async def test_a_run_that_rejects_everything_stops_and_says_why() -> None:
             await executor.next_batch(0)
 
 
+@in_virtual_time
 async def test_an_episode_that_hangs_is_cancelled_at_its_deadline() -> None:
     class Stubborn(CountingWorkflow):
         async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory | list[Trajectory] | None:
@@ -200,6 +201,7 @@ async def test_an_accounted_episode_holds_no_trajectories() -> None:
     assert len(kept) >= 8 and all(episode.trajectories is None for episode in kept)
 
 
+@in_virtual_time
 async def test_a_deadline_frees_the_engine_s_slot() -> None:
     engine = ScriptedEngine(random_script(0, mean_seconds=60.0), num_slots=2)
     executor = make_executor(engine, num_slots=2, groups_per_step=1, group_size=2, episode_timeout_seconds=0.05)
@@ -229,6 +231,7 @@ async def test_a_producer_that_raises_never_leaves_the_trainer_waiting(staleness
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
+@in_virtual_time
 async def test_a_dead_engine_ends_the_run_with_its_last_lines(staleness: int) -> None:
     engine = ScriptedEngine(random_script(0, mean_seconds=60.0))
     executor = make_executor(engine, max_staleness=staleness)
@@ -253,6 +256,7 @@ async def test_a_filter_that_raises_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
+@in_virtual_time
 async def test_stop_wakes_the_trainer_and_cancels_everything(staleness: int) -> None:
     engine = ScriptedEngine(random_script(0, mean_seconds=60.0))
     executor = make_executor(engine, max_staleness=staleness)
@@ -268,6 +272,7 @@ async def test_stop_wakes_the_trainer_and_cancels_everything(staleness: int) -> 
         assert (await engine.health()).num_running == 0
 
 
+@in_virtual_time
 async def test_a_cancelled_run_leaves_no_task_behind() -> None:
     executor = make_executor(ScriptedEngine(random_script(0, mean_seconds=60.0)))
     run = asyncio.create_task(executor.run())

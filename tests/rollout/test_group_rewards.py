@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_fakes import CountingWorkflow, make_executor, numbered_items, random_script, running
+from rollout_fakes import CountingWorkflow, in_virtual_time, make_executor, numbered_items, random_script, running
 
 from areal_x.api.errors import DataError, FailureBudgetError
 from areal_x.api.records import TrajectoryGroup
@@ -158,6 +158,7 @@ async def test_rounds_of_synchronous_runs_wait_for_the_scores_of_groups(late: fl
     assert rounds[:2] == [8, 4]
 
 
+@in_virtual_time
 async def test_a_scorer_that_never_answers_is_a_timeout() -> None:
     async def endless(outcomes: Sequence[RewardOutcome]) -> list[RewardOutcome]:
         await asyncio.Event().wait()

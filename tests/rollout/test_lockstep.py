@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_fakes import make_executor, running
+from rollout_fakes import in_virtual_time, make_executor, running
 
 from areal_x.api.engine_api import Generator
 from areal_x.api.errors import EngineError, FailureBudgetError, PromptTooLongError, RequestError
@@ -124,6 +124,7 @@ async def test_a_batch_that_breaks_reaches_every_episode() -> None:
     assert executor.counts.failed == {"EngineError": 4}
 
 
+@in_virtual_time
 async def test_an_episode_cancelled_while_it_waits_holds_nobody_up() -> None:
     class Sleeper(UnevenTurns):
         async def arun_episode(self, engine: Generator, data: dict[str, Any]) -> Trajectory | None:
@@ -142,6 +143,7 @@ async def test_an_episode_cancelled_while_it_waits_holds_nobody_up() -> None:
 
 
 @pytest.mark.parametrize("shielded", [False, True])
+@in_virtual_time
 async def test_a_workflow_that_outlives_its_episode_joins_no_round(shielded: bool) -> None:
     """A hung tool, after whose cancellation the workflow tries again; or a request that no cancellation reaches."""
     refused: list[BaseException] = []

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from rollout_fakes import CountingWorkflow, numbered_items, random_script
+from rollout_fakes import CountingWorkflow, in_virtual_time, numbered_items, random_script
 
 from areal_x.api.config import RolloutConfig
 from areal_x.api.engine_api import Generator
@@ -66,6 +66,7 @@ async def test_an_evaluation_whose_scores_all_fail_says_why() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@in_virtual_time
 async def test_a_dead_engine_ends_an_evaluation() -> None:
     engine = ScriptedEngine(random_script(0, mean_seconds=60.0))
     asyncio.get_running_loop().call_later(0.02, engine.die)

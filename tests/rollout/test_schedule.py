@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "bench_async_vs_sync.py"
-spec = importlib.util.spec_from_file_location("bench_async_vs_sync", BENCHMARK)
-assert spec is not None and spec.loader is not None
-bench = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = bench  # dataclasses look their module up
-spec.loader.exec_module(bench)
+from rollout_fakes import bench
 
 TOKEN_SECONDS = 1e-3
 STEPS, WARM = 30, 12

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from rollout_fakes import in_virtual_time
 
 from areal_x.api.errors import EngineDiedError, PromptTooLongError
 from areal_x.api.records import ModelRequest, ModelResponse
@@ -26,6 +27,7 @@ async def test_says_what_the_script_says() -> None:
     assert response.stop_reason == "length"
 
 
+@in_virtual_time
 async def test_a_queue_takes_slots_in_order_and_loses_no_time() -> None:
     engine = fixed(0.02)
     responses = await asyncio.gather(*(engine.agenerate(ModelRequest(PROMPT, request_id=str(n))) for n in range(10)))
@@ -36,6 +38,7 @@ async def test_a_queue_takes_slots_in_order_and_loses_no_time() -> None:
     assert (await engine.health()).num_running == 0
 
 
+@in_virtual_time
 async def test_tokens_carry_the_version_of_their_moment() -> None:
     engine = fixed(0.2, num_tokens=1000)
     request = asyncio.ensure_future(engine.agenerate(ModelRequest(PROMPT)))
@@ -53,6 +56,7 @@ async def test_tokens_carry_the_version_of_their_moment() -> None:
         assert before.end == pytest.approx((moment - response.started_at) / 0.2 * 1000, abs=2)
 
 
+@in_virtual_time
 async def test_many_updates_are_forgotten_but_not_those_in_use() -> None:
     engine = fixed(0.3, num_tokens=3000)
     request = asyncio.ensure_future(engine.agenerate(ModelRequest(PROMPT)))
@@ -83,6 +87,7 @@ async def test_a_cancelled_request_frees_its_slot_and_its_place_in_the_queue() -
             await request
 
 
+@in_virtual_time
 async def test_pause_stops_the_clock() -> None:
     engine = fixed(0.05)
     request = asyncio.ensure_future(engine.agenerate(ModelRequest(PROMPT)))
