@@ -198,6 +198,27 @@ async def test_what_episodes_finished_comes_back_as_it_was(tmp_path: Path) -> No
     )
 
 
+async def test_what_happens_after_a_snapshot_is_not_in_it() -> None:
+    """Records and arrays are made when it is written, of what was copied when it was taken."""
+    engine, executor = make_run(3, 2, 4, 0, Lineage())
+    async with running(executor):
+        await executor.next_batch(0)
+        while not executor.num_ready_groups:
+            await asyncio.sleep(0.001)
+        at_once, later = executor.snapshot(), executor.snapshot()
+        text, arrays = as_text(at_once), {name: array.copy() for name, array in at_once.arrays.items()}
+        await engine.update_weights(1)
+        executor.on_published(1)
+        for group in await executor.next_batch(1):
+            for trajectory in group.trajectories:
+                trajectory.loss_mask[:] = False
+                trajectory.outcome = RewardOutcome("ok", -1.0)
+        await asyncio.sleep(0.01)
+    assert as_text(later) == text
+    for name, array in later.arrays.items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])
 async def test_a_damaged_state_is_named(tmp_path: Path, damage: str) -> None:
     await snapshot_of_a_run(tmp_path)
