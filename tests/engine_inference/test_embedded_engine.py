@@ -90,14 +90,28 @@ def assert_spans_are_exact(running: Running, response: ModelResponse) -> None:
         np.testing.assert_allclose(response.logprobs[start:end], expected, atol=1e-5, rtol=0)
 
 
+async def paused_in_flight(running: Running, *requests: ModelRequest) -> list[asyncio.Task[ModelResponse]]:
+    """Requests that a pause met in the middle of their work; on a busy machine they may have ended before."""
+    engine = running.engine
+    for _ in range(100):
+        before = (await engine.health()).num_generated_tokens
+        tasks = [asyncio.create_task(engine.agenerate(item)) for item in requests]
+        await asyncio.sleep(0.01)
+        await engine.pause()
+        health = await engine.health()
+        if health.num_running + health.num_waiting == len(requests) and health.num_generated_tokens > before:
+            return tasks
+        await engine.resume()
+        await asyncio.gather(*tasks)
+    raise AssertionError("no pause came before the end of a request")
+
+
 async def test_updates_reach_requests_in_flight_and_every_span_is_exact(running: Running) -> None:
     engine = running.engine
     rng = np.random.default_rng(0)
     requests = [request(rng.integers(0, VOCAB, 1 + i), max_new_tokens=100, seed=i) for i in range(12)]
-    tasks = [asyncio.create_task(engine.agenerate(item)) for item in requests]
-    # Twelve requests of 100 tokens in eight slots: what decodes is stopped for each update so that none ends too early.
+    tasks = await paused_in_flight(running, *requests)
     for _ in range(3):
-        await asyncio.sleep(0)
         await engine.pause()
         await running.publish()
         await engine.resume()
@@ -123,9 +137,7 @@ async def test_an_update_while_idle_counts_for_the_next_request(running: Running
 
 async def test_pause_stops_and_resume_goes_on(running: Running) -> None:
     engine = running.engine
-    task = asyncio.create_task(engine.agenerate(request(max_new_tokens=60)))
-    await asyncio.sleep(0)
-    await engine.pause()
+    (task,) = await paused_in_flight(running, request(max_new_tokens=60))
     before = await engine.health()
     again = await engine.health()
     assert before.num_generated_tokens == again.num_generated_tokens
@@ -134,7 +146,7 @@ async def test_pause_stops_and_resume_goes_on(running: Running) -> None:
     response = await task
     after = await engine.health()
     assert len(response.output_ids) == 60
-    assert after.num_generated_tokens > before.num_generated_tokens or before.num_generated_tokens >= 60
+    assert after.num_generated_tokens > before.num_generated_tokens
     assert after.busy_seconds > 0.0 and response.started_at <= response.finished_at
 
 
@@ -234,21 +246,15 @@ async def test_a_version_that_was_never_written_is_an_error(running: Running) ->
 async def test_keep_leaves_the_prefix_as_it_was(tmp_path: Path) -> None:
     running = await make_running(tmp_path, kv_on_update="keep")
     try:
-        await running.engine.pause()
-        task = asyncio.create_task(running.engine.agenerate(request(max_new_tokens=100)))
-        await asyncio.sleep(0)
-        await running.engine.resume()
-        await asyncio.sleep(0.01)
-        await running.engine.pause()
+        (task,) = await paused_in_flight(running, request(max_new_tokens=100))
         version = await running.publish()
         await running.engine.resume()
         response = await task
-        assert response.version_spans[-1].version == version
+        assert [span.version for span in response.version_spans] == [0, version]
         report = running.engine.last_update
         assert report is not None and report.prefix_lengths == ()
-        if len(response.version_spans) > 1:
-            with pytest.raises(AssertionError):
-                assert_spans_are_exact(running, response)
+        with pytest.raises(AssertionError):
+            assert_spans_are_exact(running, response)
     finally:
         await running.engine.close()
 
