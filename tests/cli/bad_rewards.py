@@ -220,8 +220,8 @@ class CountsCalls:
         return float(len(completions) > 0)
 
 
-def slow(completions: str) -> float:
-    time.sleep(0.15)
+def slow(completions: str, seconds: float = 0.15) -> float:
+    time.sleep(seconds)
     return float(len(completions) % 2)
 
 

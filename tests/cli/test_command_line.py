@@ -266,7 +266,7 @@ def run(command, config):
     if config.seed == 99:
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
         (config.run_dir / "started").touch()
-        time.sleep(30)
+        time.sleep(300)
     (config.run_dir / "metrics.jsonl").write_text('{"step": 1}\\n{"eval/arithmetic/accuracy": 0.%d}\\n' % config.seed)
     return 0
 """
@@ -310,14 +310,14 @@ def test_an_interrupted_sweep_stops_its_run_and_starts_no_other(
         while not process.stdout.readline().startswith("seed 99"):
             assert process.poll() is None
         started = tmp_path / "runs" / "quickstart_seed-99" / "started"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         interrupted_at = time.monotonic()
         process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=20)
+        printed, _ = process.communicate(timeout=100)
         assert process.returncode == 130
-        assert time.monotonic() - interrupted_at < 5
+        assert time.monotonic() - interrupted_at < 60
     assert "== 1 of 2 runs" in printed
     assert not (tmp_path / "runs" / "quickstart_seed-1").exists()
 

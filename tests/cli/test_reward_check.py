@@ -84,8 +84,11 @@ ABOUT_SCORES = {"gold_not_rewarded", "wrong_texts_rewarded"}
 
 
 def options_of(name: str) -> dict[str, Any]:
-    if name in ("hangs_on_garbage", "slow"):
+    if name == "hangs_on_garbage":
         return {"timeout_seconds": 0.25, "limit": 1, "runs": 1}
+    if name == "slow":
+        texts = [{"completions": ["a", "ab"]}]
+        return {"timeout_seconds": 5.0, "completions": texts, "runs": 1, "kwargs": {"seconds": 2.6}}
     if name in ("computes", "sleeps"):
         return {"limit": 1, "runs": 1}
     return {}

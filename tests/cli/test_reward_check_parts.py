@@ -159,12 +159,12 @@ async def test_the_watch_sees_a_loop_that_stands_still_and_no_other() -> None:
         await asyncio.sleep(0.2)
     assert watch.stalls == []
     with LoopWatch(0.05) as watch:
-        time.sleep(0.2)
+        time.sleep(2.0)
         await asyncio.sleep(0.1)
     assert [stall.place for stall in watch.stalls][:1] == [
-        f"{Path(__file__).name}:{_line_of('time.sleep(0.2)')} (time.sleep(0.2))"
+        f"{Path(__file__).name}:{_line_of('time.sleep(2.0)')} (time.sleep(2.0))"
     ]
-    assert 0.1 < watch.stalls[0].seconds < 5
+    assert 0.1 < watch.stalls[0].seconds < 60
 
 
 def _line_of(text: str) -> int:

@@ -83,7 +83,7 @@ class Browser:
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])
 
     async def _receive(self) -> dict[str, Any]:
-        message = await self._socket.receive_json(timeout=20)
+        message = await self._socket.receive_json(timeout=60)
         method, params = message.get("method"), message.get("params", {})
         if method:
             self._events.append(method)
@@ -111,7 +111,7 @@ async def open_browser(binary: str) -> AsyncIterator[Browser]:
         drain: asyncio.Task[bytes] | None = None
         try:
             assert process.stderr is not None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while not (found := re.search(rb"ws://127\.0\.0\.1:(\d+)/", line := await process.stderr.readline())):
                     assert line, "Chromium ended before it listened"
             drain = asyncio.create_task(process.stderr.read())
@@ -125,7 +125,7 @@ async def open_browser(binary: str) -> AsyncIterator[Browser]:
                         await browser.call(f"{domain}.enable")
                     yield browser
                     await socket.send_json({"id": 0, "method": "Browser.close"})
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await process.wait()
         finally:
             if process.returncode is None:

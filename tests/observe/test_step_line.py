@@ -160,7 +160,7 @@ def test_columns_that_come_later_get_a_new_heading() -> None:
     assert len(lines[2]) == len(lines[3])
 
 
-def read_until(terminal: int, expected: str, seconds: float = 10.0) -> str:
+def read_until(terminal: int, expected: str, seconds: float = 60.0) -> str:
     """What a terminal got, up to ``expected``: the kernel hands it over in pieces."""
     read = b""
     deadline = time.monotonic() + seconds
