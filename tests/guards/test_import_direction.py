@@ -95,23 +95,22 @@ def test_the_command_line_and_the_data_sets_need_no_torch() -> None:
     )
 
 
-def least_seconds(*arguments: str) -> float:
-    """Least processor time of seven runs: what the wall clock shows on an idle machine, and the same on a busy one.
+def processor_seconds(*arguments: str) -> float:
+    """Of one run of Python: what the wall clock shows on an idle machine.
 
     NumPy's threads of linear algebra, which only spin as they start beside the imports, are left out.
     """
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    command, nowhere = [sys.executable, *arguments], subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
 
-    def run() -> float:
-        command, nowhere = [sys.executable, *arguments], subprocess.DEVNULL
-        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        return usage.ru_utime + usage.ru_stime
 
-    run()
-    return min(run() for _ in range(7))
+OTHERS_IMPORTS, OTHERS_SECONDS = "import asyncio, inspect, json, numpy, yaml", 0.1
+"""Nothing of ours, and the time that it takes where the limits below hold as they stand: a slower machine has more."""
 
 
 CONTRACTS = (
@@ -128,4 +127,10 @@ WRONG_KEY = (
     ids=["contracts", "help", "wrong key"],
 )
 def test_what_must_be_quick_is_quick(limit: float, arguments: list[str]) -> None:
-    assert least_seconds(*arguments) < limit
+    least = others = float("inf")
+    for run in range(25):
+        others = min(others, processor_seconds("-c", OTHERS_IMPORTS))
+        least = min(least, processor_seconds(*arguments))
+        if run >= 4 and least < limit * max(1.0, others / OTHERS_SECONDS):
+            return
+    pytest.fail(f"{least:.2f} s, where the imports of others take {others:.2f} s")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -109,13 +112,23 @@ async def faulty(script: Any = ("ok",), delay: float = 0.0) -> AsyncIterator[Fau
 @contextlib.asynccontextmanager
 async def started(urls: str | Sequence[str], **options: Any) -> AsyncIterator[RemoteReward]:
     """A remote reward with short pauses, from start to close."""
-    defaults = {"timeout_seconds": 0.5, "deadline_seconds": 10.0, "backoff_seconds": 0.01, "cooldown_seconds": 0.05}
+    defaults = {"timeout_seconds": 8.0, "deadline_seconds": 60.0, "backoff_seconds": 0.01, "cooldown_seconds": 0.05}
     reward = RemoteReward(urls=urls, **(defaults | options))
     await reward.start()
     try:
         yield reward
     finally:
         await reward.close()
+
+
+def free_port() -> int:
+    """A port for a server that starts later. The kernel's own choice would be one that it may give away meanwhile."""
+    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_000, max(below, 20_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class FakeResolver(AbstractResolver):
@@ -145,7 +158,7 @@ async def bare_post(url: str, resolver: AbstractResolver | None = None, headers:
     """What an unguarded client does: it goes wherever names and redirects lead."""
     connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
     async with (
-        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session,
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session,
         session.post(url, json={"prompt": "p"}, headers=headers) as response,
     ):
         return await response.text()

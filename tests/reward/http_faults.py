@@ -5,7 +5,7 @@
         assert server.injected == {"429": 1, "reset": 1}
 
 ``answer`` makes the JSON of a good reply from the request's JSON. The script names a fault for each request in turn
-(None: a good reply); after its end every reply is good.
+(None: a good reply); after its end every reply is good. ``release`` holds all replies back until it is set.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class FaultServer:
         answer: Callable[[Any], Any],
         script: Iterable[str | None] | Mapping[int, str] = (),
         delay_seconds: float = 0.0,
+        release: asyncio.Event | None = None,
     ) -> None:
         self.injected: Counter[str] = Counter()
         self.seen: list[Seen] = []
@@ -68,6 +69,7 @@ class FaultServer:
         self.url = ""
         self._answer, self._delay = answer, delay_seconds
         self._script = script if isinstance(script, Mapping) else dict(enumerate(script))
+        self._release = release
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -97,6 +99,8 @@ class FaultServer:
             fault = self._script.get(number)
             if self._delay:
                 await asyncio.sleep(self._delay)
+            if self._release is not None:
+                await self._release.wait()
             if fault is not None:
                 self.injected[fault] += 1
                 return await self._fail(request, fault, body)

@@ -23,8 +23,8 @@ def make(server: FaultServer | str, **options: Any) -> LLMJudge:
     url = server if isinstance(server, str) else f"{server.url}/v1"
     defaults: dict[str, Any] = {
         "parser": "number",
-        "timeout_seconds": 0.4,
-        "deadline_seconds": 8.0,
+        "timeout_seconds": 8.0,
+        "deadline_seconds": 60.0,
         "backoff_seconds": 0.01,
     }
     return LLMJudge(model="stub", base_url=url, api_key_env="JUDGE_KEY", **{**defaults, **options})

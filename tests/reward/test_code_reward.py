@@ -23,12 +23,12 @@ FENCE = "Here it is:\n```python\n{}\n```\nDone."
 DOUBLE = "print(int(input()) * 2)"
 ADD = "def add(a, b):\n    return a + b"
 SOLUTION = "class Solution:\n    def f(self, x: List[int]): return Counter(x)"
-OPENRLHF = {"failed_value": 0.3, "timeout_value": -0.5, "crash_value": -1.0, "seconds": 1.0, "num_runners": 1}
+OPENRLHF = {"failed_value": 0.3, "timeout_value": -0.5, "crash_value": -1.0, "seconds": 3.0, "num_runners": 1}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rewards() -> AsyncIterator[dict[str, CodeReward]]:
-    made = {"all": CodeReward(seconds=1.0), "fraction": CodeReward(score="fraction", seconds=1.0)}
+    made = {"all": CodeReward(seconds=20.0), "fraction": CodeReward(score="fraction", seconds=3.0)}
     made["graded"] = CodeReward(**OPENRLHF)  # type: ignore[arg-type]
     yield made
     for reward in made.values():
@@ -107,9 +107,9 @@ async def test_endings_have_values_of_their_own(
 
 @in_module_loop
 async def test_all_cases_together_have_a_limit() -> None:
-    reward = CodeReward(score="fraction", seconds=1.0, total_seconds=0.3, num_runners=1, limit_value=-2.0)
+    reward = CodeReward(score="fraction", seconds=20.0, total_seconds=4.5, num_runners=1, limit_value=-2.0)
     tests = [{"input": "", "output": "1"}] * 10
-    result = await reward(FENCE.format("import time; time.sleep(0.2); print(2)"), tests=tests)
+    result = await reward(FENCE.format("import time; time.sleep(2.5); print(2)"), tests=tests)
     await reward.close()
     assert result.value == 0.0 and result.metadata["reason"] == "code_failed"
     assert reward.metrics()["cases"] == 2

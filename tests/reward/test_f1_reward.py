@@ -140,6 +140,6 @@ def test_an_unfinished_thought_says_so() -> None:
     "text", ["x " * 500_000, "．" * 1_000_000, "\0" * 1_000_000, "a" * 1_000_000, "北" * 1_000_000]
 )
 def test_a_megabyte_takes_linear_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert 0.0 <= get_reward_fn("f1")(completions=text, answer="Paris").value <= 1.0
-    assert time.perf_counter() - started < 10.0
+    assert time.process_time() - started < 10.0

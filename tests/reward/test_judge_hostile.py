@@ -101,7 +101,7 @@ async def test_an_endless_reply_is_read_to_a_limit(status: str, error: type[Judg
         with pytest.raises(error, match=words):
             await judge(prompt="q", completions="a")
         await judge.close()
-        assert time.monotonic() - started < 5.0 and written[0] < 40
+        assert time.monotonic() - started < 40.0 and written[0] < 40
         assert check_accounts(judge)["failed"] == 1
 
 
@@ -308,9 +308,9 @@ def test_the_filter_of_keys() -> None:
     assert KeyFilter("abcdefgh").clean("xabcdefghx \\u0061bcdefgh") == "x***x ***"
     assert KeyFilter('a"b\\c/defg').clean('a\\"b\\\\c\\/defg a"b\\c/defg') == "*** ***"
     assert KeyFilter("short").clean("short") == "short" and KeyFilter(None).clean("x") == "x"
-    started = time.perf_counter()
+    started = time.process_time()
     KeyFilter("a" * 40).clean(("a" * 39 + "\\") * 20_000)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(
@@ -379,11 +379,11 @@ def test_a_reply_that_did_not_end_by_itself_is_none(reason: Any) -> None:
 def test_blanks_before_a_fence_take_no_time() -> None:
     good = '{"score": 7}'
     for blanks, end in itertools.product((0, 1, 19_000), ("", "x", "```", "```json", "```json ", " \n```\n\n", "`` `")):
-        started = time.perf_counter()
+        started = time.process_time()
         text = good + " " * blanks + end
         if end in ("x", "`` `"):
             with pytest.raises(JudgeReplyError):
                 final_json(text, "score")
         else:
             assert final_json(text, "score") == {"score": 7}
-        assert time.perf_counter() - started < 0.05
+        assert time.process_time() - started < 0.3

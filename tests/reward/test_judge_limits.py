@@ -84,9 +84,9 @@ def test_a_bucket_takes_corrections_and_never_overflows() -> None:
 
 
 async def test_turns_come_in_order_and_a_cancelled_one_is_given_back() -> None:
-    limiter = RateLimiter(requests_per_minute=3000, tokens_per_minute=None)
-    for _ in range(50):
-        await limiter.turn(1.0)
+    limiter = RateLimiter(requests_per_minute=3000, tokens_per_minute=60_000)
+    started = time.monotonic()
+    await limiter.turn(5500.0)  # A debt of more than two seconds.
     order: list[int] = []
 
     async def one(number: int) -> None:
@@ -97,15 +97,14 @@ async def test_turns_come_in_order_and_a_cancelled_one_is_given_back() -> None:
     await asyncio.sleep(0)
     tasks[0].cancel()
     tasks[4].cancel()
-    started = time.monotonic()
     await asyncio.wait(tasks)
     assert order == [1, 2, 3, 5, 6, 7, 8, 9]
-    assert 0.1 < time.monotonic() - started < 2.0
+    assert 0.1 < time.monotonic() - started < 30.0
 
 
 async def test_a_turn_larger_than_the_bucket_does_not_wait_for_ever() -> None:
     limiter = RateLimiter(None, tokens_per_minute=60_000)
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(30.0):
         await limiter.turn(3500.0)
         await limiter.turn(10.0)
 
@@ -130,11 +129,11 @@ async def test_the_gate_holds_its_limit_in_order_and_survives_cancellation() -> 
     tasks = [asyncio.create_task(one(number)) for number in range(60)]
     await asyncio.sleep(0.004)
     cancelled = [task for task in tasks[20:40:3] if task.cancel()]
-    await asyncio.wait(tasks, timeout=5.0)
+    await asyncio.wait(tasks, timeout=30.0)
     assert most == 3 and inside == 0 and order == sorted(order)
     assert all(task.cancelled() for task in cancelled) and len(order) == 60 - len(cancelled)
     for _ in range(3):
-        await asyncio.wait_for(gate.acquire(), 1.0)
+        await asyncio.wait_for(gate.acquire(), 30.0)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(gate.acquire(), 0.02)
 
@@ -280,7 +279,7 @@ async def test_a_cache_that_breaks_is_told_once_and_the_judge_goes_on(
 async def test_a_broken_row_counts_as_not_found(row: object, tmp_path: Path) -> None:
     cache = ReplyCache(tmp_path / "judge.sqlite")
     cache._connection.execute("INSERT INTO replies VALUES (?, ?)", (b"a", row))
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(30.0):
         assert await cache.get(b"a") is None
         cache.put(b"a", CachedReply("new", 1, 2))
         await cache.close()
@@ -300,7 +299,7 @@ async def test_thousands_of_look_ups_and_writes_at_once_are_all_served(tmp_path:
         found = await cache.get(key)
         return missing is None and found == CachedReply(str(number), number, 1)
 
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(60.0):
         assert all(await asyncio.gather(*map(one, range(3000))))
         await cache.close()
     with sqlite3.connect(tmp_path / "judge.sqlite") as connection:

@@ -19,7 +19,7 @@ from areal_x.reward.math.bounded_child import ChildError, LimitReached, Limits, 
 from areal_x.reward.math.child_guard import UnsafeAnswerError, evaluate_answer
 from areal_x.reward.math.slime_grader import grade_strings
 
-SHORT = Limits(time_limit=0.2)
+SHORT, LONG = Limits(time_limit=0.2), Limits(time_limit=20.0)
 
 
 def children() -> set[str]:
@@ -27,7 +27,7 @@ def children() -> set[str]:
 
 
 def test_a_job_gives_its_value() -> None:
-    assert run_bounded(lambda: {"a": [1, 2.5, None, "x"]}, (), SHORT) == {"a": [1, 2.5, None, "x"]}
+    assert run_bounded(lambda: {"a": [1, 2.5, None, "x"]}, (), LONG) == {"a": [1, 2.5, None, "x"]}
 
 
 def endless() -> None:
@@ -54,7 +54,7 @@ def test_the_deadline_holds_whatever_the_job_does(job: Callable[[], Any]) -> Non
     with pytest.raises(LimitReached) as caught:
         run_bounded(job, (), SHORT)
     assert caught.value.reason == "math_time_limit"
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 20.0
     assert children() <= before
 
 
@@ -62,17 +62,17 @@ def test_a_child_that_ends_without_an_answer_is_a_fault_or_a_limit() -> None:
     with pytest.raises(LimitReached, match="math_time_limit"):
         run_bounded(closes_everything, (), SHORT)
     with pytest.raises(LimitReached, match="math_memory_limit"):
-        run_bounded(lambda: signal.raise_signal(signal.SIGKILL), (), SHORT)  # As the kernel's memory killer does.
+        run_bounded(lambda: signal.raise_signal(signal.SIGKILL), (), LONG)  # As the kernel's memory killer does.
     with pytest.raises(ChildError, match="wait status"):
-        run_bounded(lambda: os._exit(3), (), SHORT)
+        run_bounded(lambda: os._exit(3), (), LONG)
     with pytest.raises(LimitReached) as caught:
-        run_bounded(lambda: os.abort(), (), SHORT)
+        run_bounded(lambda: os.abort(), (), LONG)
     assert caught.value.reason == "math_memory_limit"
 
 
 def test_memory_is_bounded() -> None:
     with pytest.raises(LimitReached) as caught:
-        run_bounded(lambda: len(bytearray(2 << 30)), (), Limits(5.0, 64 << 20))
+        run_bounded(lambda: len(bytearray(2 << 30)), (), Limits(20.0, 64 << 20))
     assert caught.value.reason == "math_memory_limit"
 
 
@@ -81,10 +81,10 @@ def test_recursion_is_a_limit_and_an_error_is_an_error() -> None:
         return deeper() + 1
 
     with pytest.raises(LimitReached) as caught:
-        run_bounded(deeper, (), SHORT)
+        run_bounded(deeper, (), LONG)
     assert caught.value.reason == "math_too_deep"
     with pytest.raises(ChildError, match="KeyError: 'nothing'"):
-        run_bounded(lambda: {}["nothing"], (), SHORT)
+        run_bounded(lambda: {}["nothing"], (), LONG)
 
 
 def test_it_works_in_threads_at_the_same_time() -> None:
@@ -101,7 +101,7 @@ def test_it_works_in_threads_at_the_same_time() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sorted(results, key=str) == [0, 1, 2, 3, *["math_time_limit"] * 4]
 
 

@@ -23,7 +23,7 @@ from areal_x.reward.math import child_loop, symbolic
 from areal_x.reward.math.bounded_child import ChildError, LimitReached, Limits, run_bounded
 from areal_x.reward.math.child_guard import is_doubtful
 
-LIMITS = Limits(10.0)
+LIMITS = Limits(20.0)
 SHORT = Limits(0.2)
 
 
@@ -48,7 +48,7 @@ def is_running(process: int) -> bool:
 
 
 def assert_ends(process: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while is_running(process):
         assert time.monotonic() < deadline, f"process {process} is left"
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def test_a_child_that_writes_without_end_meets_its_deadline() -> None:
     begin = time.monotonic()
     with pytest.raises(LimitReached, match="math_time_limit"):
         run_bounded(write_on, (), SHORT)
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 30.0
 
 
 def test_a_long_text_arrives_whole() -> None:
@@ -238,32 +238,34 @@ def test_a_thread_that_ends_takes_its_child_along_and_nobody_notices() -> None:
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(child_now()))
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert_ends(found[0])
     assert child_now() != found[0]
 
 
 def test_a_job_whose_child_ends_with_another_thread_is_done_again() -> None:
     run_bounded(sorted, ([2, 1],), LIMITS)
-    run_bounded(slow_pid, (0.0,), LIMITS)
+    run_bounded(pid_but_not, (0,), LIMITS)
     kill_child(child_now())
     started, leave, found = threading.Event(), threading.Event(), []
 
     def fork_and_leave() -> None:
         found.append(child_now())
         started.set()
-        leave.wait(10)
+        leave.wait(60)
 
     thread = threading.Thread(target=fork_and_leave)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     threading.Timer(0.2, leave.set).start()
-    assert run_bounded(slow_pid, (0.5,), LIMITS) not in (found[0], os.getpid())
-    thread.join(10)
+    assert run_bounded(pid_but_not, (found[0],), LIMITS) not in (found[0], os.getpid())
+    thread.join(60)
 
 
-def slow_pid(seconds: float) -> int:
-    time.sleep(seconds)
+def pid_but_not(process: int) -> int:
+    """In that process it takes too long."""
+    if os.getpid() == process:
+        time.sleep(15)
     return os.getpid()
 
 
@@ -285,18 +287,18 @@ def test_the_child_ends_with_its_owner(end: str) -> None:
         child = int(owner.stdout.readline())
         if "pow" in end:
             children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while (busy := children.read_text().split()) in ([], [str(child)]):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             owner.kill()
             child = int(busy[-1])
-        owner.wait(10)
+        owner.wait(60)
     assert_ends(child)
 
 
 def grade_and_tell(completions: str, answer: str) -> list[Any]:
-    value = get_reward_fn("math", time_limit=0.5)(completions=completions, answer=answer)
+    value = get_reward_fn("math", time_limit=4.0)(completions=completions, answer=answer)
     return [value.value, value.metadata.get("reason"), os.getpid(), child_now()]
 
 
@@ -304,7 +306,7 @@ async def test_a_worker_of_the_pool_keeps_its_child_and_is_kept() -> None:
     async with ProcessPool(1) as pool:
         function = await pool.register(grade_and_tell)
         answers = [r"\boxed{(x-1)(x+1)}", r"\boxed{x^2}", r"\boxed{2^{10^9}}", r"\boxed{-1+x^2}"]
-        results = [await pool.call(function, {"completions": text, "answer": "x^2-1"}, 30.0) for text in answers]
+        results = [await pool.call(function, {"completions": text, "answer": "x^2-1"}, 60.0) for text in answers]
         assert [result.status for result in results] == ["ok"] * 4
         values = [result.value for result in results]
         assert [value[:2] for value in values] == [[1, None], [0, None], [0, "math_time_limit"], [1, None]]

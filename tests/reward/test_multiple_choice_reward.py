@@ -246,10 +246,10 @@ def test_slime_scores_an_item_without_a_gold() -> None:
     ["answer is ", "answer: ", "\\boxed{", " ", "(", "C is correct ", "answer is not C ", "答案是", "C. x\n", "\n"],
 )
 def test_half_a_megabyte_takes_linear_time(piece: str, compat: str | None) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = "answer" + piece * (500_000 // len(piece))
     assert get_reward_fn("gpqa", compat=compat)(completions=text, answer="C", choices=CITIES).value in (0.0, 1.0)
-    assert time.perf_counter() - started < 10.0
+    assert time.process_time() - started < 10.0
 
 
 async def test_it_runs_in_a_worker() -> None:

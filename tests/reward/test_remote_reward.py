@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from faulty_server import FakeResolver, faulty, serving, started
+from faulty_server import FakeResolver, faulty, free_port, serving, started
 
 from areal_x.api.errors import ConfigError, DataError
 from areal_x.api.reward_api import AsyncRewardWrapper
@@ -102,7 +101,7 @@ async def test_through_the_wrapper_with_key_start_metrics_and_close() -> None:
     [("429", 3), ("500", 3), ("503", 3), ("reset", 3), ("truncated", 3), ("drip", 2), ("never", 2)],
 )
 async def test_faults_that_may_pass_are_tried_again(fault: str, attempts: int) -> None:
-    async with faulty([fault] * (attempts - 1) + ["ok"]) as server, started(server.url, timeout_seconds=0.8) as reward:
+    async with faulty([fault] * (attempts - 1) + ["ok"]) as server, started(server.url, timeout_seconds=3.0) as reward:
         assert (await reward(prompt="p", completions="abc", answer=1))["reward"] == 3.0
         assert observed(reward.metrics()) == in_those_names(server.injected)
         assert len(server.requests) == attempts
@@ -122,7 +121,7 @@ async def test_retry_after_is_waited_for_in_full() -> None:
     async with faulty(["429:0.6", "ok"]) as server, started(server.url) as reward:
         began = time.monotonic()
         await reward(prompt="p", completions="abc", answer=1)
-        assert 0.6 <= time.monotonic() - began < 5.0
+        assert 0.6 <= time.monotonic() - began < 30.0
 
 
 async def test_a_retry_after_that_no_clock_holds_is_left_aside() -> None:
@@ -152,9 +151,9 @@ async def test_an_exception_that_nobody_foresaw_is_accounted_for() -> None:
 async def test_a_retry_after_beyond_the_deadline_fails_at_once_and_says_so() -> None:
     async with faulty(["429:3600"]) as server, started(server.url) as reward:
         began = time.monotonic()
-        with pytest.raises(RemoteRewardError, match=r"no reward within deadline_seconds=10; .*HTTP 429"):
+        with pytest.raises(RemoteRewardError, match=r"no reward within deadline_seconds=60; .*HTTP 429"):
             await reward(prompt="p", completions="abc", answer=1)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 30.0
         assert len(server.requests) == 1
 
 
@@ -173,7 +172,7 @@ async def test_a_reply_that_never_ends_is_bounded_by_the_deadline(fault: str) ->
         began = time.monotonic()
         outcome = await wrapper.outcome("p", "abc", answer=1)
         assert outcome.status == "timeout" and "deadline_seconds=0.5" in str(outcome.error)
-        assert 0.4 < time.monotonic() - began < 5.0
+        assert 0.4 < time.monotonic() - began < 30.0
         assert_accounted(reward.metrics())
 
 
@@ -251,7 +250,7 @@ async def test_endless_and_compressed_replies_are_refused() -> None:
 
     async with serving(endless) as port:
         for path, expected in (("/", "larger than max_response_bytes=1048576"), ("/gzip", "compressed")):
-            async with started(f"http://127.0.0.1:{port}{path}", timeout_seconds=5.0) as reward:
+            async with started(f"http://127.0.0.1:{port}{path}", timeout_seconds=30.0) as reward:
                 with pytest.raises(RemoteRewardError, match=expected):
                     await reward(prompt="p", completions="c", answer=1)
 
@@ -268,16 +267,18 @@ async def test_a_label_that_json_cannot_carry_is_an_error_of_the_data() -> None:
 
 
 async def test_concurrency_is_bounded_and_the_wait_for_a_slot_does_not_count() -> None:
-    options = {"max_concurrent": 3, "timeout_seconds": 0.8, "deadline_seconds": 0.8}
+    options = {"max_concurrent": 3, "timeout_seconds": 3.0, "deadline_seconds": 3.0}
     async with faulty(delay=0.1) as server, started(server.url, **options) as reward:
-        results = await asyncio.gather(*(reward(prompt="p", completions="abc", answer=1) for _ in range(36)))
-        assert len(results) == 36 and server.most_in_flight == 3
+        results = await asyncio.gather(*(reward(prompt="p", completions="abc", answer=1) for _ in range(108)))
+        assert len(results) == 108 and server.most_in_flight == 3
 
 
 async def test_a_cancelled_call_leaves_nothing_behind() -> None:
-    async with faulty(["never"]) as server, started(server.url, max_concurrent=1, timeout_seconds=9.0) as reward:
+    async with faulty(["never"]) as server, started(server.url, max_concurrent=1, timeout_seconds=60.0) as reward:
         tasks = [asyncio.create_task(reward(prompt="p", completions="abc", answer=1)) for _ in range(2)]
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30.0):
+            while not server.requests:
+                await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -303,7 +304,7 @@ async def test_every_call_is_accounted_for_with_all_faults(capsys: pytest.Captur
             return plan[name]
         return "ok"
 
-    async with faulty(script) as server, started(server.url, max_concurrent=64, timeout_seconds=2.0) as reward:
+    async with faulty(script) as server, started(server.url, max_concurrent=64, timeout_seconds=6.0) as reward:
         calls = (reward(prompt=f"{number:04}", completions="x" * (number % 7), answer=number) for number in range(600))
         results = await asyncio.gather(*calls)
         assert [(r["reward"], r["label"]) for r in results] == [(float(n % 7), n) for n in range(600)]
@@ -328,7 +329,7 @@ async def test_two_thousand_concurrent_calls_with_one_percent_faults() -> None:
 
     async with faulty(script) as a, faulty(script) as b, faulty(script) as c:
         urls = [a.url, b.url, c.url]
-        async with started(urls, max_concurrent=2000, timeout_seconds=5.0, deadline_seconds=30.0) as reward:
+        async with started(urls, max_concurrent=2000, timeout_seconds=15.0, deadline_seconds=100.0) as reward:
             calls = (reward(prompt="p", completions="x" * (i % 50), answer=i) for i in range(2000))
             results = await asyncio.gather(*calls)
             metrics = reward.metrics()
@@ -340,7 +341,7 @@ async def test_two_thousand_concurrent_calls_with_one_percent_faults() -> None:
 
 
 async def test_the_server_with_the_least_in_flight_is_asked() -> None:
-    async with faulty(delay=0.02) as fast, faulty(delay=0.2) as slow, started([fast.url, slow.url]) as reward:
+    async with faulty(delay=0.02) as fast, faulty(delay=1.0) as slow, started([fast.url, slow.url]) as reward:
         gate = asyncio.Semaphore(8)
 
         async def one() -> None:
@@ -356,9 +357,7 @@ class ServerProcess:
     """The same server in a process of its own, which can be killed and started again on its port."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/score"
         self.start()
 
@@ -405,7 +404,7 @@ async def steady_calls(reward: RemoteReward, wanted: Callable[[int], bool]) -> A
 async def test_a_killed_server_is_left_out_and_taken_back(two_processes: list[ServerProcess]) -> None:
     """No call fails while one of two servers is dead, and the one that comes back is used again."""
     first, second = two_processes
-    async with started([first.url, second.url], cooldown_seconds=0.2, timeout_seconds=5.0) as reward:
+    async with started([first.url, second.url], cooldown_seconds=0.2, timeout_seconds=20.0) as reward:
         async for count in steady_calls(reward, lambda count: count < 400):
             if count == 100:
                 assert reward.metrics()["server_0/attempts"] > 20
@@ -417,7 +416,7 @@ async def test_a_killed_server_is_left_out_and_taken_back(two_processes: list[Se
 
         refused, attempts = metrics["fault/connect"], metrics["server_0/attempts"]
         first.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         async for _ in steady_calls(reward, lambda _: is_still_out(reward) and time.monotonic() < until):
             pass
         async for _ in steady_calls(reward, lambda count: count < 100):
@@ -434,7 +433,7 @@ def is_still_out(reward: RemoteReward) -> bool:
 
 async def test_all_servers_down_is_an_error_with_what_each_said_last(two_processes: list[ServerProcess]) -> None:
     urls = [server.url for server in two_processes]
-    async with started(urls, timeout_seconds=0.5, deadline_seconds=1.0, cooldown_seconds=0.3) as reward:
+    async with started(urls, timeout_seconds=3.0, deadline_seconds=4.0, cooldown_seconds=0.3) as reward:
         assert await reward(prompt="p", completions="abc", answer=1)
         for server in two_processes:
             server.kill()
@@ -453,9 +452,9 @@ async def test_no_such_name_is_an_error_that_names_it() -> None:
             await reward(prompt="p", completions="abc", answer=1)
 
 
-@pytest.mark.parametrize("options", [{"max_attempts": 1}, {"deadline_seconds": 0.2}, {"deadline_seconds": 0.3}])
+@pytest.mark.parametrize("options", [{"max_attempts": 1}, {"deadline_seconds": 1.0}, {"deadline_seconds": 1.5}])
 async def test_no_reply_in_time_is_a_timeout_at_every_limit(options: dict[str, Any]) -> None:
-    async with faulty(["never"]) as server, started(server.url, **({"timeout_seconds": 0.2} | options)) as reward:
+    async with faulty(["never"]) as server, started(server.url, **({"timeout_seconds": 1.0} | options)) as reward:
         with pytest.raises(RewardTimeoutError, match=r"http://127\.0\.0\.1:\d+.*: no complete reply within"):
             await reward(prompt="p", completions="abc", answer=1)
         assert reward.metrics()["timed_out"] == 1
@@ -495,14 +494,12 @@ def test_bad_options_are_told_at_once(options: dict[str, Any], message: str) -> 
 
 
 async def test_the_example_server_gives_the_same_rewards_in_both_shapes() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     example = Path(__file__).parents[2] / "examples" / "remote_reward_server.py"
     process = subprocess.Popen([sys.executable, str(example), str(port)], stdout=subprocess.DEVNULL)
     url, texts = f"http://127.0.0.1:{port}", ["64", "65", "", "6400"]
     # Whoever asks before it listens is refused and asks again.
-    options: dict[str, Any] = {"max_attempts": 100, "deadline_seconds": 30.0, "timeout_seconds": 5.0}
+    options: dict[str, Any] = {"max_attempts": 1000, "deadline_seconds": 90.0, "timeout_seconds": 20.0}
     try:
         async with (
             started(f"{url}/slime", **options) as single,
