@@ -53,6 +53,7 @@ from areal_x.trainer import roles, session
 from areal_x.trainer.checkpointer import Checkpointer
 from areal_x.trainer.evaluation import Evaluator
 from areal_x.trainer.evaluation_sets import make_evaluation_sets
+from areal_x.trainer.main import loop_factory
 from areal_x.trainer.open_run import Run, open_run
 from areal_x.trainer.session_parts import make_evaluator, save_policy
 from areal_x.trainer.session_state import make_checkpointer, make_store
@@ -491,7 +492,8 @@ def bound_parser(description: str | None) -> argparse.ArgumentParser:
 
 def measure_with(options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
     """Measure with the options of ``bound_parser`` and further arguments of ``measure``, print, and write the line."""
-    figures = asyncio.run(measure(options.steps, options.rounds, options.warm_steps, options.skip, **arguments))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:  # That of a run.
+        figures = runner.run(measure(options.steps, options.rounds, options.warm_steps, options.skip, **arguments))
     report(figures)
     if options.json:
         with open(options.json, "a", encoding="utf-8") as file:

@@ -39,6 +39,7 @@ from serving import KEY_VARIABLE, ForeignLoad, append_json
 
 from areal_x.engine.servers.server_engine import ServerEngine
 from areal_x.trainer import roles
+from areal_x.trainer.main import loop_factory
 from areal_x.trainer.open_run import open_run
 
 ASKED = 0.85
@@ -212,7 +213,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="such as rollout.server.stream_interval=8")
     options = parser.parse_args()
     started = time.monotonic()
-    figures = asyncio.run(measure(options))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:  # That of a run.
+        figures = runner.run(measure(options))
     report(figures)
     append_json(options.json, {**figures, "seconds": time.monotonic() - started})
     return 0 if figures["passed"] else 1

@@ -19,7 +19,7 @@ from areal_x.trainer.reward_model_training import run_reward_training
 from areal_x.trainer.session import run_training
 from areal_x.trainer.supervised_session import run_supervised
 
-__all__ = ["INTERRUPTED", "SESSIONS", "first_cause", "leave_at_once", "run_session"]
+__all__ = ["INTERRUPTED", "SESSIONS", "first_cause", "leave_at_once", "loop_factory", "run_session"]
 
 INTERRUPTED = 130
 SESSIONS: dict[str, Callable[[ExperimentConfig, Given], Coroutine[Any, Any, None]]] = {
@@ -43,7 +43,7 @@ def run_session(command: str, config: ExperimentConfig, given: Given | None = No
     """
     transformers_logging.disable_progress_bar()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_until_terminated(SESSIONS[command](config, given or Given())))
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -81,7 +81,8 @@ def _innermost_wait(task: asyncio.Task[Any]) -> str:
     return place
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop of a run: uvloop's where it is installed, else Python's own."""
     try:
         import uvloop
     except ImportError:
