@@ -37,8 +37,7 @@ async def slow(completions, answer, **kwargs):
 """
 """One evaluation, after step FIRST, lasts until training has done step UNTIL, and half a second more."""
 SLOW_SET = (
-    "path: arithmetic, limit: 3, group_size: 4, kwargs: {num_digits: 1}, reward_fn: slow.py:slow, reward_key: half, "
-    "timeout_seconds: 400"
+    "path: arithmetic, limit: 3, group_size: 4, kwargs: {num_digits: 1}, reward_fn: slow.py:slow, reward_key: half"
 )
 QUICK_SET = "path: arithmetic, sampling: {temperature: 0.0, max_new_tokens: 2}"
 
@@ -114,8 +113,8 @@ async def test_an_evaluation_that_fails_ends_the_run_and_holds_nothing_back() ->
 def train(folder: Path, first: int, until: int, *changes: str) -> FinishedRun:
     (folder / "slow.py").write_text(SLOW.replace("FIRST", str(first)).replace("UNTIL", str(until)))
     sets = [f"evaluation.sets.{name}={{{of_set}}}" for name, of_set in (("slow", SLOW_SET), ("quick", QUICK_SET))]
-    sampling = "evaluation.sampling.temperature=1.0"
-    finished = run_command(folder, "train", "--config-name", "quickstart", *TINY, *sets, sampling, *changes)
+    shared = ["evaluation.sampling.temperature=1.0", "reward.timeout_seconds=400"]
+    finished = run_command(folder, "train", "--config-name", "quickstart", *TINY, *sets, *shared, *changes)
     assert finished.status == 0, finished.stderr
     return finished
 
