@@ -56,7 +56,7 @@ class Running:
         """All of them at once, in order."""
         return await asyncio.gather(*map(self.engine.agenerate, requests))
 
-    async def until(self, number: int, seconds: float = 120.0) -> None:
+    async def until(self, number: int, seconds: float = 400.0) -> None:
         """Return when the engine has generated so many tokens more than when it was called."""
         async with asyncio.timeout(seconds):
             aim = (await self.engine.health()).num_generated_tokens + number

@@ -28,7 +28,7 @@ __all__ = ["KEY", "KEY_VARIABLE", "ServerByHand", "server_by_hand"]
 KEY_VARIABLE = "AREAL_X_TEST_SERVER_KEY"
 KEY = "a-key-that-must-not-be-shown"
 _COMMANDS = {"vllm": vllm_command, "sglang": sglang_command}
-_START_SECONDS = 150.0
+_START_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def server_by_hand(kind: str, model_path: Path, folder: Path, max_length: int = 
                 one.kill()
             except psutil.NoSuchProcess:
                 pass
-        started.wait(10)
+        started.wait(60)
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -81,7 +81,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log_path: Pa
     asked = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {KEY}"})
     while True:
         try:
-            urllib.request.urlopen(asked, timeout=5).close()
+            urllib.request.urlopen(asked, timeout=30).close()
             return
         except (OSError, urllib.error.HTTPError):
             tail = log_path.read_text(errors="replace")[-2000:]

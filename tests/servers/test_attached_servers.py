@@ -22,8 +22,9 @@ from server_processes import family, is_running, until
 
 from areal_x.api.config import ServerConfig
 from areal_x.api.errors import EngineError
+from areal_x.api.records import ModelRequest, ModelResponse
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ async def engine_on(attached: Attached, policy: Policy, name: str, **rollout: ob
     server = {
         "api_key_env": KEY_VARIABLE,
         "weights": "disk",
-        "stall_timeout_seconds": 5.0,
-        "all_gone_timeout_seconds": 60.0,
+        "all_gone_timeout_seconds": 200.0,
     }
     server.update(rollout.pop("server", {}))  # type: ignore[call-overload]
     running = make_server_running(
@@ -82,38 +82,49 @@ def fresh(attached: Attached) -> Policy:
 
 @pytest.mark.parametrize("kv_on_update", ["recompute", "abort", "keep"])
 async def test_requests_in_flight_go_on(attached: Attached, kv_on_update: str) -> None:
-    # The same prompts for all engines: what one of them left in the server's cache must not reach the next.
+    # The same prompts for all engines: what one of them left in the server's cache must not reach the next. Each wave
+    # has others, which no cache holds that is kept on purpose.
     rng = np.random.default_rng(2)
-    requests = [
-        request(rng.integers(2, VOCAB, 1 + 4 * i), max_new_tokens=200, temperature=(1.0, 0.7)[i % 2], seed=i)
-        for i in range(NUM_SLOTS)
-    ]
     async with engine_on(attached, fresh(attached), kv_on_update, kv_on_update=kv_on_update) as running:
-        first = running.version
-        tasks = [asyncio.create_task(running.engine.agenerate(one)) for one in requests]
-        for _ in range(2):
-            await running.until(15 * NUM_SLOTS)
-            await running.publish()
-        responses = await asyncio.gather(*tasks)
-        seen = {span.version for response in responses for span in response.version_spans}
-        assert seen == {first, first + 1, first + 2}
-        for one, response in zip(requests, responses, strict=True):
-            assert len(response.output_ids) == 200 and response.stop_reason == "length"
-            temperature = one.sampling.temperature
-            if kv_on_update == "keep":
-                assert_whole_spans(response)
-                _, end, version = response.version_spans[0]
-                expected = running.policy.logprobs(version, response, temperature)[:end]
-                np.testing.assert_allclose(response.logprobs[:end], expected, atol=EXACT, rtol=0)
-            else:
-                running.policy.assert_exact(response, temperature)
-        if kv_on_update == "keep":
-            mixed = [response for response in responses if len(response.version_spans) > 1]
-            assert mixed and not any(running.policy.is_exact(response) for response in mixed), "nothing was kept"
+        # While this process stands still, as on a busy machine, the server does not: a wave may end before its updates.
+        for _ in range(10):
+            first = running.version
+            requests = [
+                request(rng.integers(2, VOCAB, 1 + 4 * i), max_new_tokens=200, temperature=(1.0, 0.7)[i % 2], seed=i)
+                for i in range(NUM_SLOTS)
+            ]
+            tasks = [asyncio.create_task(running.engine.agenerate(one)) for one in requests]
+            for _ in range(2):
+                await running.until(15 * NUM_SLOTS)
+                await running.publish()
+            responses = await asyncio.gather(*tasks)
+            assert_wave(running, requests, responses, keeps=kv_on_update == "keep")
+            seen = {span.version for response in responses for span in response.version_spans}
+            if seen == {first, first + 1, first + 2}:
+                return
+        raise AssertionError(f"updates that met no request in flight: {seen}")
+
+
+def assert_wave(running: Running, requests: list[ModelRequest], responses: list[ModelResponse], *, keeps: bool) -> None:
+    """Each request got its whole answer, each token exact under its version; where keys and values are kept, under its
+    first one alone."""
+    for one, response in zip(requests, responses, strict=True):
+        assert len(response.output_ids) == 200 and response.stop_reason == "length"
+        temperature = one.sampling.temperature
+        if keeps:
+            assert_whole_spans(response)
+            _, end, version = response.version_spans[0]
+            expected = running.policy.logprobs(version, response, temperature)[:end]
+            np.testing.assert_allclose(response.logprobs[:end], expected, atol=EXACT, rtol=0)
+        else:
+            running.policy.assert_exact(response, temperature)
+    if keeps:
+        mixed = [response for response in responses if len(response.version_spans) > 1]
+        assert not any(running.policy.is_exact(response) for response in mixed), "nothing was kept"
 
 
 async def test_a_server_that_hung_takes_part_again_with_the_weights_of_now(attached: Attached) -> None:
-    async with engine_on(attached, fresh(attached), "hung") as running:
+    async with engine_on(attached, fresh(attached), "hung", server={"stall_timeout_seconds": 5.0}) as running:
         processes = family(attached.server.process)
         tasks = [asyncio.create_task(running.engine.agenerate(request(max_new_tokens=300, seed=i))) for i in range(16)]
         await running.until(64)
@@ -121,13 +132,13 @@ async def test_a_server_that_hung_takes_part_again_with_the_weights_of_now(attac
             process.suspend()
         (replica,) = running.engine.replicas
         try:
-            await until(lambda: replica.state != "serving", 15, "the hang is noticed")
+            await until(lambda: replica.state != "serving", 60, "the hang is noticed")
             version = running.policy.change()
             await running.sync.stage(version)
         finally:
             for process in processes:
                 process.resume()
-        await until(lambda: replica.state == "serving", 60, "it takes part again")
+        await until(lambda: replica.state == "serving", 300, "it takes part again")
         for response in await asyncio.gather(*tasks):
             assert len(response.output_ids) == 300 and response.version_spans[-1].version == version
             running.policy.assert_exact(response)

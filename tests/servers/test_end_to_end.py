@@ -138,7 +138,7 @@ def test_a_colocated_run_sleeps_and_wakes_with_the_new_weights(tmp_path: Path, m
 GSM8K = pytest.mark.skipif("AREAL_X_GSM8K" not in os.environ, reason="AREAL_X_GSM8K names no GSM8K data")
 
 
-def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 400.0) -> FinishedRun:
+def gsm8k(folder: Path, kind: str, *changes: str, timeout: float = 800.0) -> FinishedRun:
     data = Path(os.environ["AREAL_X_GSM8K"]) / "train.jsonl"
     arguments = ["train", "--config-name", "gsm8k", f"data.path={data}", f"rollout={kind}", "observe.report=false"]
     return run_to_end(folder, *arguments, *changes, timeout=timeout)

@@ -25,7 +25,7 @@ from areal_x.engine.transfer.quantized_checkpoint import write_quantized_checkpo
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.vllm,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     # Its kernels for FP8 on a CPU need AMX.
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]

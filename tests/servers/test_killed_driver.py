@@ -17,10 +17,10 @@ from running_engines import SERVERS
 from server_processes import is_running
 
 SCRIPT = Path(__file__).with_name("driver_that_dies.py")
-MOST_SECONDS = 5.0
+MOST_SECONDS = 60.0
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [mark_kind(kind) for kind in SERVERS])
 def test_servers_of_a_killed_driver_are_gone(kind: str, tmp_path: Path) -> None:
     driver = subprocess.Popen(

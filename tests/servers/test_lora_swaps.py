@@ -16,7 +16,7 @@ from areal_x.engine.servers.dialect import ServerError
 from areal_x.engine.servers.vllm_dialect import VllmDialect
 from areal_x.engine.transfer.lora import AdapterFacts, LoraTransport
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
 RANK, ALPHA = 4, 8.0
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")

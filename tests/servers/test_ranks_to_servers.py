@@ -17,7 +17,7 @@ from areal_x.engine.train.ranked_engine import RankedTrainEngine
 from areal_x.engine.transfer.staging import RankWeights
 from areal_x.engine.weights import StagedSync
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.vllm, pytest.mark.timeout(900)]
 
 LEARNING_RATE = 0.01
 
@@ -37,7 +37,7 @@ async def test_two_servers_serve_what_two_ranks_trained(tmp_path: Path) -> None:
     """Requests in flight meet the updates; each token is exact under the weights that the ranks held then."""
     policy = make_policy(tmp_path / "model", tied=True)
     train = TrainConfig(num_ranks=2, learning_rate=LEARNING_RATE)
-    ranks = LocalRanks(2, device="cpu" if DEVICE == "cpu" else "cuda", timeout_seconds=120)
+    ranks = LocalRanks(2, device="cpu" if DEVICE == "cpu" else "cuda", timeout_seconds=400)
     running = None
     try:
         model = ModelConfig(path=str(policy.path), device=DEVICE)

@@ -19,7 +19,7 @@ from areal_x.launch.ray_placement import RayPlacement
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_server_whose_actor_dies_comes_back_and_its_request_goes_on(tmp_path: Path) -> None:
     config = ExperimentConfig(name="servers")
     config.cluster.kind, config.cluster.address = "ray", "local"
@@ -41,11 +41,11 @@ async def test_a_server_whose_actor_dies_comes_back_and_its_request_goes_on(tmp_
             await engine.start()
             (replica,) = engine.replicas
             assert replica.client.base_url.startswith("http://127.0.0.1:") and replica.process is not None
-            whole = await engine.agenerate(request(max_new_tokens=200, temperature=0.0))
+            whole = await engine.agenerate(request(max_new_tokens=480, temperature=0.0))
             server = psutil.Process(replica.process.pid)
             actor = next(parent for parent in server.parents() if "ServerActor" in parent.name() + parent.cmdline()[0])
             assert actor.pid != os.getpid()
-            going = asyncio.ensure_future(engine.agenerate(request(max_new_tokens=200, temperature=0.0)))
+            going = asyncio.ensure_future(engine.agenerate(request(max_new_tokens=480, temperature=0.0)))
             aim = (await engine.health()).num_generated_tokens + 20
             while (await engine.health()).num_generated_tokens < aim:
                 await asyncio.sleep(0.01)

@@ -10,13 +10,14 @@ from running_engines import NUM_SLOTS, Running, request
 from server_models import EXACT, VOCAB
 
 from areal_x.api.errors import EngineError
+from areal_x.api.records import ModelResponse
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 
-async def test_updates_reach_requests_in_flight_and_every_span_is_exact(running: Running) -> None:
+async def responses_across_updates(running: Running) -> list[ModelResponse]:
+    """A wave of requests and three updates meanwhile; every token is exact under its version."""
     rng = np.random.default_rng(0)
-    first = running.version
     requests = [
         request(rng.integers(2, VOCAB, 1 + i), max_new_tokens=150 + i, temperature=(1.0, 0.7)[i % 2], seed=i)
         for i in range(NUM_SLOTS)
@@ -30,9 +31,19 @@ async def test_updates_reach_requests_in_flight_and_every_span_is_exact(running:
         assert response.request_id == sent.request_id
         assert len(response.output_ids) == sent.sampling.max_new_tokens and response.stop_reason == "length"
         running.policy.assert_exact(response, sent.sampling.temperature)
-    seen = {span.version for response in responses for span in response.version_spans}
-    assert seen == set(range(first, first + 4))
-    assert sum(len(response.version_spans) == 4 for response in responses) > NUM_SLOTS / 2
+    return responses
+
+
+async def test_updates_reach_requests_in_flight_and_every_span_is_exact(running: Running) -> None:
+    # While this process stands still, as on a busy machine, the engine does not: a wave may end before its updates.
+    for _ in range(10):
+        first = running.version
+        responses = await responses_across_updates(running)
+        seen = {span.version for response in responses for span in response.version_spans}
+        assert seen <= set(range(first, first + 4))
+        if sum(len(response.version_spans) == 4 for response in responses) > NUM_SLOTS / 2:
+            return
+    raise AssertionError(f"updates that met no request in flight: {seen}")
 
 
 async def test_an_update_while_idle_counts_for_the_next_request(running: Running) -> None:

@@ -24,7 +24,7 @@ from areal_x.engine.transfer.broadcast import GlooTransport
 from areal_x.engine.transfer.layout import TensorLayout
 from areal_x.engine.transfer.make_transport import make_transport
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -302,7 +302,7 @@ def gloo(served: Served, bucket_bytes: int) -> GlooTransport:
     return GlooTransport(
         TensorLayout(served.policy.named_weights()),
         num_ranks_per_server=1,
-        timeout_seconds=30,
+        timeout_seconds=200,
         device=torch.device("cpu"),
         bucket_bytes=bucket_bytes,
     )

@@ -44,7 +44,7 @@ class FinishedRun:
         return [row for row in self.rows() if "reward/mean" in row]
 
 
-def run_to_end(folder: Path, *arguments: str, command: Iterable[str] = COMMAND, timeout: float = 400.0) -> FinishedRun:
+def run_to_end(folder: Path, *arguments: str, command: Iterable[str] = COMMAND, timeout: float = 800.0) -> FinishedRun:
     """Run a command in ``folder``; no process of it may be left."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
