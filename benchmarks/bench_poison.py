@@ -3,8 +3,8 @@
     python benchmarks/bench_poison.py [--scale 1.0] [--deadline 0.5] [--json FILE]
 
 At scale 1.0: 1,000 calls that hang or crash, every kind in turn, and 500 that raise or return what is no reward, among
-100,000 good ones, all queued at once on two workers with that deadline (a busy machine needs a longer one). Then one fork bomb alone,
-watched from outside.
+100,000 good ones, all queued at once on two workers with that deadline (a busy machine needs a longer
+one). Then one fork bomb alone, watched from outside.
 """
 
 from __future__ import annotations
