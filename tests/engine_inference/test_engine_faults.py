@@ -73,6 +73,16 @@ async def test_what_the_process_raised_is_shown(tmp_path: Path) -> None:
     await engine.close()
 
 
+async def test_on_a_cpu_all_its_threads_let_the_trainer_go_first(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    engine = EmbeddedEngine(tmp_path, num_slots=2, max_length=250, num_threads=2, device="cpu")
+    await engine.start()
+    await engine.agenerate(request())
+    threads = [int(name) for name in os.listdir(f"/proc/{engine.pid}/task")]
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {10}
+    await engine.close()
+
+
 async def test_closing_a_busy_engine_is_quick_and_leaves_no_process(tmp_path: Path) -> None:
     save_model(tmp_path)
     engine = EmbeddedEngine(tmp_path, num_slots=2, max_length=250)

@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 _RECEIVE_BYTES = 2**18
 _PR_SET_PDEATHSIG = 1
+_NICENESS = 10
 
 
 def main() -> None:
@@ -53,6 +54,13 @@ def _die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit("the driver ended while the engine started")
+
+
+def _let_training_go_first() -> None:
+    """Where cores are short, a training step runs at full speed and generation takes what is left. It loses nothing:
+    while a step waits for it, the trainer sleeps."""
+    for thread in os.listdir("/proc/self/task") if sys.platform == "linux" else ():
+        os.setpriority(os.PRIO_PROCESS, int(thread), _NICENESS)
 
 
 class _Channel:
@@ -130,6 +138,8 @@ class _Worker:
         # What is loaded stays; a collection in the middle of decoding must not walk it.
         gc.collect()
         gc.freeze()
+        if device.type == "cpu":
+            _let_training_go_first()
         info = {"vocab_size": runner.vocab_size, "eos_ids": eos_ids, "has_tokenizer": tokenizer is not None}
         channel.send([("ready", info)])
 
