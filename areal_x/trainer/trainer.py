@@ -111,7 +111,7 @@ class Trainer:
                 # The peak of the step before is over. Colocated servers have the device until the groups are done.
                 if self.reward_models is not None and not self._is_colocated:
                     await self.reward_models.prefetch()
-                finished = await self._train_step(step, group)
+                finished = await self._train_step(step)
                 if not self._is_publication_held:  # Else these weights take the place of those that wait.
                     await publishing
                 self.train_engine.version += 1
@@ -119,14 +119,16 @@ class Trainer:
                 self._unreported = finished
                 if self._is_synchronous:  # A checkpoint holds nothing of the next step then, which repeats bitwise.
                     await self._keep(step, group)
+                is_due, overlaps = self.evaluations.is_due(step), self._evaluation_overlaps
                 if not self._is_publication_held:
                     self._is_publication_held = self.evaluations.hold_weights
-                    publishing = group.create_task(self._publish(), name="publish")
+                    live = self._publish_and_evaluate(step, group) if is_due and overlaps else self._publish()
+                    publishing = group.create_task(live, name="publish")
                 if self._is_colocated:
                     await publishing
                 if not self._is_synchronous:
                     await self._keep(step, group)
-                if self.evaluations.is_due(step):
+                if is_due and not overlaps:
                     self._report()
                     await publishing
                     await self._begin_evaluation(step, group)
@@ -145,7 +147,7 @@ class Trainer:
         if checkpointer.is_export_due(step):
             await checkpointer.export(step)
 
-    async def _train_step(self, step: int, group: asyncio.TaskGroup) -> FinishedStep:
+    async def _train_step(self, step: int) -> FinishedStep:
         """Take a step's groups part by part and train on them; meanwhile report the step before.
 
         The time of a step runs from the first part of the step before to its own first part: what its samples cost.
@@ -161,9 +163,7 @@ class Trainer:
             wait_seconds += part_wait_seconds
             is_first, num_taken = num_taken == 0, num_taken + num_places
             is_last = num_taken == size
-            training = group.create_task(
-                self.thread.call(self.policy_step.take, step, part, is_last), name="train step"
-            )
+            training = self.thread.submit(self.policy_step.take, step, part, is_last)
             if is_first:
                 self._report()
                 totals = await self._busy_totals()
@@ -244,6 +244,19 @@ class Trainer:
 
     async def _nothing_to_publish(self) -> None:
         """Stands where the publication of the step before the first would be."""
+
+    @property
+    def _evaluation_overlaps(self) -> bool:
+        """Whether an evaluation of the next weights can begin once they are live, while the next step trains: not where
+        roles take turns, nor while the one before it still measures others."""
+        evaluations = self.evaluations
+        return not (self._is_publication_held or evaluations.hold_weights or evaluations.between_steps)
+
+    async def _publish_and_evaluate(self, step: int, group: asyncio.TaskGroup) -> None:
+        """The next step trains meanwhile; its weights are not published before this has returned."""
+        version = self.train_engine.version
+        await self._publish()
+        await self.evaluations.begin(step, version, group)
 
     async def _busy_totals(self) -> BusyTotals:
         generation = (await self.engine.health()).busy_seconds

@@ -55,10 +55,14 @@ class TrainerThread:
 
     async def call(self, function: Callable[..., Result], *args: Any) -> Result:
         """Await ``function(*args)`` on the thread."""
+        return await self.submit(function, *args)
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
+        """Have the thread call ``function(*args)`` from this moment on, whatever the event loop has to do first."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._calls.put((loop, future, lambda: function(*args)))
-        return await future
+        return future
 
     def close(self) -> None:
         """Let the thread end after the call that it is in."""
