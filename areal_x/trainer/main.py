@@ -101,7 +101,7 @@ def first_cause(error: BaseException) -> BaseException:
 def leave_at_once(goes_on: bool) -> None:
     """Leave without waiting for a training step in progress: all files are written and closed by now. ``goes_on``: the
     run takes checkpoints."""
-    hint = "; resume=auto goes on after its last checkpoint" if goes_on else ""
+    hint = "; resume=auto goes on after its last checkpoint, if it has one" if goes_on else ""
     print(f"areal-x: interrupted; everything reported so far is in the run's directory{hint}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

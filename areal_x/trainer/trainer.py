@@ -256,6 +256,7 @@ class Trainer:
         """The next step trains meanwhile; its weights are not published before this has returned."""
         version = self.train_engine.version
         await self._publish()
+        self._report()  # The step's own row comes before that of its evaluation, however long its successor waits.
         await self.evaluations.begin(step, version, group)
 
     async def _busy_totals(self) -> BusyTotals:

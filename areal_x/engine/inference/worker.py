@@ -57,8 +57,8 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 def _let_training_go_first() -> None:
-    """Where cores are short, a training step runs at full speed and generation takes what is left. It loses nothing:
-    while a step waits for it, the trainer sleeps."""
+    """Where cores are short, the training step comes before generation, which loses nothing by it: while a step waits
+    for samples, the trainer sleeps."""
     for thread in os.listdir("/proc/self/task") if sys.platform == "linux" else ():
         os.setpriority(os.PRIO_PROCESS, int(thread), _NICENESS)
 
